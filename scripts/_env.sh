@@ -1,0 +1,36 @@
+# Sourced by the other scripts: strict mode, the repository root as working directory, `die` and `use_python`.
+# shellcheck shell=bash
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+die() { # MESSAGE [STATUS]
+  echo "${0##*/}: $1" >&2
+  exit "${2:-1}"
+}
+
+# Whether the active environment holds this checkout and all of requirement file $1. Asks no package index.
+active_environment_has() {
+  [[ -n ${VIRTUAL_ENV:-${CONDA_PREFIX:-}} && ${VIRTUAL_ENV:-} != "$PWD/.venv" ]] || return 1
+  python -m pip --isolated install --quiet --dry-run --no-index --requirement "$1" &>/dev/null || return 1
+  local is_here='import common, sys; sys.exit(common.__path__[0] != sys.argv[1])'
+  (here=$PWD && cd / && python -c "$is_here" "$here/common") &>/dev/null
+}
+
+# Puts a `python` first on PATH that has all of requirement file $1: the active environment where it does,
+# else .venv in this checkout, filled when the requirement files differ from what it was filled with.
+use_python() {
+  active_environment_has "$1" && return
+  local sum
+  sum=$(cat requirements*.txt constraints.txt | cksum | cut -d ' ' -f 1)
+  if [[ ! -f .venv/.has-$1-$sum ]]; then
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+      die "Python 3.10 or newer is needed; python3 is $(python3 --version 2>&1)"
+    echo "Installing $1 into .venv (once; PyTorch takes a few minutes) ..."
+    rm -f .venv/.has-*
+    python3 -m venv .venv
+    .venv/bin/python -m pip install --quiet --requirement "$1" --constraint constraints.txt
+    .venv/bin/python -m pip install --quiet --no-deps --editable .
+    touch ".venv/.has-requirements.txt-$sum" ".venv/.has-$1-$sum" # every requirement file includes the first
+  fi
+  export PATH="$PWD/.venv/bin:$PATH"
+}
