@@ -1,0 +1,1 @@
+"""Pre-training on image captions and text corpora."""

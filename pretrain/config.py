@@ -1,0 +1,192 @@
+"""Configuration of pre-training: its keys, defaults and rules beside the shared ones."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Tag
+
+from common.config import DeadKeys, ExperimentConfig, Rule
+from common.config_sections import (
+    VCR_KEYS,
+    AnswerVocabularyKeys,
+    DatasetConfig,
+    NetworkConfig,
+    TrainConfig,
+    VLBertConfig,
+)
+from common.config_types import Allowed, LossLoggers, MustBeFalse, Natural, Positive, holds
+
+SINGLE = "ResNetVLBERTForPretraining"
+MULTITASK = "ResNetVLBERTForPretrainingMultitask"
+ATTENTION = "ResNetVLBERTForAttentionVis"
+
+
+class PretrainDatasetConfig(AnswerVocabularyKeys, DatasetConfig):
+    """Images with captions, or text alone."""
+
+    DATASET: Literal["", "conceptual_captions", "coco_captions", "general_corpus"] = ""
+    SEQ_LEN: Positive = 64
+    """Pretrain: longest caption and regions together; general_corpus: longest text. In word pieces."""
+    MIN_SEQ_LEN: Natural = 0
+    """Pretrain general_corpus: following lines are added until there are this many words."""
+
+
+class PretrainVLBertConfig(VLBertConfig):
+    """The joint transformer with the heads of pre-training."""
+
+    with_pooler: bool = True
+    from_scratch: bool = False
+    """Pretrain: do not start from BERT's weights."""
+    pos_embedding_frozen: bool = False
+    """Pretrain: freeze the position embeddings."""
+    visual_region_classes: Positive = 1601
+    """Pretrain: classes of masked regions."""
+
+
+class PretrainNetworkConfig(NetworkConfig):
+    """The model that restores masked words and regions."""
+
+    FOR_MASK_VL_MODELING_PRETRAIN: MustBeFalse = False
+    """Does not exist."""
+    VLBERT: PretrainVLBertConfig = PretrainVLBertConfig()
+    """The joint transformer."""
+    CLASSIFIER_TYPE: Literal["2fc", "1fc"] = "2fc"
+    WITH_REL_LOSS: bool = True
+    """Pretrain: tell matching captions from others (half are swapped); needs VLBERT.with_pooler and
+    conceptual_captions.
+    """
+    WITH_MLM_LOSS: bool = True
+    """Pretrain: restore masked words."""
+    WITH_MVRC_LOSS: bool = True
+    """Pretrain: classify masked regions."""
+    MLM_LOSS_NORM_IN_BATCH_FIRST: bool = False
+    """Pretrain: average the word loss in each sample first, then over samples."""
+    MVRC_LOSS_NORM_IN_BATCH_FIRST: bool = False
+    """Pretrain: the same for the region loss."""
+    MASK_RAW_PIXELS: bool = True
+    """Pretrain from images: blank the pixels of masked regions; false replaces their features by a
+    learned vector.
+    """
+
+
+class PretrainTrainConfig(TrainConfig):
+    """Training."""
+
+    ASPECT_GROUPING: bool = False
+    LOSS_LOGGERS: LossLoggers = (
+        ("relationship_loss", "RelLoss"),
+        ("mlm_loss", "MLMLoss"),
+        ("mvrc_loss", "MVRCLoss"),
+    )
+
+
+def _one_or_list(value: Any) -> str:
+    return "<list>" if isinstance(value, tuple) else "<one>"
+
+
+Datasets = Annotated[
+    Annotated[PretrainDatasetConfig, Tag("<one>")]
+    | Annotated[tuple[PretrainDatasetConfig, ...], holds(lambda entries: len(entries) > 1), Tag("<list>")],
+    Discriminator(_one_or_list),
+    Allowed("a section of keys, or a list of two or more"),
+]
+
+
+class PretrainConfig(ExperimentConfig):
+    """A pre-training experiment.
+
+    `TRAIN.ASPECT_GROUPING` is false by default, unlike the reference, where the default stops the run.
+    """
+
+    dead: ClassVar[DeadKeys] = {
+        **ExperimentConfig.dead,
+        **VCR_KEYS,
+        "DATASET.ANSWER_VOCAB_FILE": (),
+        "DATASET.ANSWER_VOCAB_SIZE": (),
+        "DATASET.TASK": (),
+        "DATASET.TEST_IMAGE_SET": ("val",),
+        "DATASET.TEST_ANNOTATION_FILE": ("./data/en_corpus/bc1g.doc",),
+        "DATASET.IGNORE_DB_CACHE": (False,),
+        "NETWORK.BLIND": (),
+        "NETWORK.NO_GROUNDING": (),
+        "NETWORK.ENABLE_CNN_REG_LOSS": (False,),
+        "NETWORK.VLBERT.object_word_embed_mode": (),
+        "NETWORK.CLASSIFIER_TYPE": (),
+        "NETWORK.CLASSIFIER_HIDDEN_SIZE": (),
+        "NETWORK.CLASSIFIER_DROPOUT": (),
+        "TEST.SHUFFLE": (),
+        "TEST.FLIP_PROB": (),
+        "TEST.BATCH_IMAGES": None,
+    }
+
+    MODULE: Literal[
+        "", "ResNetVLBERTForPretraining", "ResNetVLBERTForPretrainingMultitask", "ResNetVLBERTForAttentionVis"
+    ] = ""
+    DATASET: Datasets = PretrainDatasetConfig()
+    """The data; a list for several datasets at once."""
+    NETWORK: PretrainNetworkConfig = PretrainNetworkConfig()
+    """The model."""
+    TRAIN: PretrainTrainConfig = PretrainTrainConfig()
+    """Training."""
+
+    def rules(self) -> list[Rule]:
+        """Combinations that cannot work."""
+        network, bert = self.NETWORK, self.NETWORK.VLBERT
+        losses = (network.WITH_REL_LOSS, network.WITH_MLM_LOSS, network.WITH_MVRC_LOSS)
+        trains = self.MODULE != ATTENTION
+        return [
+            *super().rules(),
+            *self._dataset_rules(),
+            (
+                trains and network.WITH_REL_LOSS and not bert.with_pooler,
+                "NETWORK.VLBERT.with_pooler",
+                "must be true with NETWORK.WITH_REL_LOSS",
+            ),
+            (
+                trains and not any(losses),
+                "NETWORK.WITH_MLM_LOSS",
+                "at least one of NETWORK.WITH_REL_LOSS, WITH_MLM_LOSS and WITH_MVRC_LOSS must be true",
+            ),
+            (
+                isinstance(self.DATASET, tuple) and bert.visual_size != bert.hidden_size,
+                "NETWORK.VLBERT.visual_size",
+                f"must equal NETWORK.VLBERT.hidden_size, {bert.hidden_size}, where DATASET is a list",
+            ),
+            (
+                network.IMAGE_SEMANTIC,
+                "NETWORK.IMAGE_SEMANTIC",
+                "must be false in pretrain: its regions have no classes",
+            ),
+            (self.TRAIN.ASPECT_GROUPING, "TRAIN.ASPECT_GROUPING", "must be false in pretrain"),
+        ]
+
+    def _dataset_rules(self) -> list[Rule]:
+        """Which datasets fit the model: one with images, and in a list texts after it."""
+        network = self.NETWORK
+        first, *others = zip(self.datasets, self.dataset_keys, strict=True)
+        image_data, image_key = first[0].DATASET, f"{first[1]}.DATASET"
+        coco = image_data == "coco_captions"
+        return [
+            (
+                self.MODULE == MULTITASK and not others,
+                "DATASET",
+                f"must be a list of datasets with {MULTITASK}",
+            ),
+            (self.MODULE == SINGLE and bool(others), "DATASET", f"must be one dataset with {SINGLE}"),
+            (image_data == "general_corpus", image_key, "must be a dataset with images"),
+            *(
+                (
+                    data.DATASET not in ("", "general_corpus"),
+                    f"{key}.DATASET",
+                    'must be "general_corpus" after the first',
+                )
+                for data, key in others
+            ),
+            (coco and network.WITH_REL_LOSS, "NETWORK.WITH_REL_LOSS", "must be false with coco_captions"),
+            (
+                coco and network.IMAGE_FEAT_PRECOMPUTED,
+                "NETWORK.IMAGE_FEAT_PRECOMPUTED",
+                "must be false: coco_captions holds no region features",
+            ),
+        ]

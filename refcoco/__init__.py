@@ -1,0 +1,1 @@
+"""Referring expressions: RefCOCO, RefCOCO+ and RefCOCOg."""

@@ -1,0 +1,1 @@
+"""Visual Commonsense Reasoning: Q->A, QA->R and Q->AR."""
