@@ -1,0 +1,100 @@
+"""What every dataset shares: items by (epoch, index), their generator, and what happens to bad records."""
+
+from __future__ import annotations
+
+import logging
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Generic, Literal, TypeVar
+
+from torch.utils.data import Dataset
+
+from common.batch import Batch, Sample
+from common.data.sampling import ItemKey, item_rng
+from common.errors import DataError, UserError
+
+logger = logging.getLogger(__name__)
+
+SampleT = TypeVar("SampleT", bound=Sample)
+
+OnBadData = Literal["raise", "skip"]
+
+MAX_BAD_SHARE = 0.01
+# The share of bad records is first judged after this many reads (or a whole pass over a smaller dataset).
+JUDGED_AFTER = 1000
+
+
+class VisualLinguisticDataset(Dataset[SampleT], ABC, Generic[SampleT]):
+    """A map from `ItemKey` to `Sample`; subclasses read one record.
+
+    Args:
+        seed: RNG_SEED; all randomness of an item follows from it, the epoch and the index.
+        on_bad_data: `raise` stops at the first record that cannot be used. `skip` takes the next good record
+            in its place, with one warning per record, and stops when more than 1 % of the records that this
+            process (each loader worker is one) has read were bad.
+
+    Attributes:
+        batch_type: the batch class that samples of this dataset are joined to.
+    """
+
+    batch_type: ClassVar[type[Batch]] = Batch
+
+    def __init__(self, *, seed: int, on_bad_data: OnBadData = "raise") -> None:
+        self.seed = seed
+        self.on_bad_data = on_bad_data
+        self._reads = 0
+        self._failures = 0
+        self._reported: set[int] = set()
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def record_id(self, index: int) -> str:
+        """Returns the id by which users know the record."""
+
+    @abstractmethod
+    def load(self, index: int, rng: random.Random) -> SampleT:
+        """Reads one item; random decisions come from `rng` alone.
+
+        Raises:
+            DataError: the record or one of its files cannot be used.
+        """
+
+    def groups(self) -> Sequence[int] | None:
+        """Returns the aspect group of every item (0 = width >= height), None where sizes are unknown."""
+        return None
+
+    def __getitem__(self, key: ItemKey) -> SampleT:
+        """Reads an item, or under the `skip` policy the next one that can be read.
+
+        Raises:
+            DataError: with dataset, index and record id in the message.
+        """
+        index = key.index
+        while True:
+            self._reads += 1
+            try:
+                return self.load(index, item_rng(self.seed, key.epoch, index))
+            except UserError as error:
+                where = f"{type(self).__name__} item {index} (record {self.record_id(index)})"
+                if self.on_bad_data == "raise":
+                    raise DataError(f"{where}: {error}") from error
+                self._count_failure(index, f"{where}: {error}")
+            except Exception as error:
+                where = f"{type(self).__name__} item {index} (record {self.record_id(index)})"
+                raise RuntimeError(f"{where}: {type(error).__name__}: {error}") from error
+            index = (index + 1) % len(self)
+
+    def _count_failure(self, index: int, message: str) -> None:
+        self._failures += 1
+        judged = max(self._reads, min(len(self), JUDGED_AFTER))
+        if self._failures > MAX_BAD_SHARE * judged:
+            raise DataError(
+                f"{message}; {self._failures} of {self._reads} records were bad, more than the "
+                f"{MAX_BAD_SHARE:.0%} that DATASET.ON_BAD_DATA: skip allows: repair the data"
+            )
+        if index not in self._reported:
+            self._reported.add(index)
+            logger.warning("%s; the next good record takes its place (DATASET.ON_BAD_DATA: skip)", message)

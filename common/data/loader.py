@@ -1,0 +1,80 @@
+"""Batches from worker processes, in the order of their sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from common.batch import Batch, Sample
+from common.data.collate import collate
+from common.data.dataset import VisualLinguisticDataset
+from common.data.sampling import EpochBatches, ItemKey
+from common.errors import UserError
+
+BatchT = TypeVar("BatchT", bound=Batch)
+
+
+class _Guarded(Dataset[Any]):
+    """Returns a user's error instead of raising it: torch would bury it in a traceback string."""
+
+    def __init__(self, dataset: VisualLinguisticDataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, keys: list[ItemKey]) -> list[Sample] | UserError:
+        try:
+            return [self.dataset[key] for key in keys]
+        except UserError as error:
+            return error
+
+
+class _Collate(Generic[BatchT]):
+    def __init__(self, batch_type: type[BatchT]) -> None:
+        self.batch_type = batch_type
+
+    def __call__(self, samples: Sequence[Sample] | UserError) -> BatchT | UserError:
+        return samples if isinstance(samples, UserError) else collate(samples, self.batch_type)
+
+
+class BatchLoader(DataLoader[BatchT]):
+    """A `DataLoader` whose worker errors arrive as they were raised."""
+
+    def __iter__(self) -> Iterator[BatchT]:  # type: ignore[override]  # the reference to torch's iterator stays inside
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                # A new one: raised itself, it and this frame would hold each other, and with them the workers.
+                raise type(batch)(*batch.args)
+            yield batch
+
+
+def build_loader(
+    dataset: VisualLinguisticDataset[Any],
+    batches: EpochBatches,
+    *,
+    batch_type: type[BatchT],
+    num_workers: int,
+    pin_memory: bool,
+) -> BatchLoader[BatchT]:
+    """Builds the loader of a dataset.
+
+    Workers live as long as the loader. Call `batches.set_epoch` before each iteration; the epoch travels with
+    the keys. The global generator of torch is not touched.
+
+    Args:
+        dataset: items by key.
+        batches: the batches of this process.
+        batch_type: class of the batches.
+        num_workers: worker processes; 0 reads in this process.
+        pin_memory: page-locked batches for copies that do not block; without effect where CUDA is absent.
+    """
+    return BatchLoader(
+        _Guarded(dataset),
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=_Collate(batch_type),
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+        generator=torch.Generator(),
+    )

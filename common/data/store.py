@@ -1,0 +1,189 @@
+"""Bytes, pictures and json from plain files or from zip archives (`x.zip@/inner/path`)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import orjson
+from PIL import Image
+from pydantic import BaseModel, ValidationError
+
+from common.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+_ZIP_MARK = ".zip@"
+
+
+def split_archive(path: str) -> tuple[str, str] | None:
+    """Splits at the first `.zip@` into archive and member (data spec 1.2); None for a plain path."""
+    archive, mark, member = path.partition(_ZIP_MARK)
+    return (f"{archive}.zip", member.strip("/")) if mark else None
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """Parses UTF-8 json; `where` names the source in the message of the `DataError`."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        found = str(error) if data.strip() else "it is empty"
+        raise DataError(f"{where}: expected json in UTF-8, but {found}") from error
+
+
+def parse_model(model: type[ModelT], data: bytes, where: str) -> ModelT:
+    """Parses json into a model; `where` names the source in the message of the `DataError`."""
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        if not data.strip():
+            raise DataError(f"{where}: expected json, but it is empty") from error
+        problems = (
+            ": ".join(
+                filter(None, [".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")])
+            )
+            for one in error.errors(include_url=False)[:3]
+        )
+        raise DataError(f"{where}: {'; '.join(problems)}") from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    # Converting RGB to RGB would copy: half of the time that decoding takes.
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+class Store:
+    """Reads from folders and zip archives.
+
+    Archives stay open. Their handles belong to one process each, as forked processes would share a file
+    position, and are left behind when the store is pickled.
+
+    Args:
+        places: folders, and places in archives (`x.zip@/inner`), that must be there, checked now.
+
+    Raises:
+        DataError: a place is missing, or its archive is damaged.
+    """
+
+    def __init__(self, places: Iterable[str] = ()) -> None:
+        self._open_archives: dict[tuple[int, str], zipfile.ZipFile] = {}
+        for place in places:
+            parts = split_archive(place)
+            if parts is None:
+                if not os.path.isdir(place):
+                    raise DataError(f"{place}: no such folder")
+            elif not os.path.isfile(parts[0]):
+                raise DataError(f"{parts[0]}: no such file; expected a zip archive")
+            elif not zipfile.is_zipfile(parts[0]):
+                raise DataError(f"{parts[0]}: not a complete zip archive; copy or download it again")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_open_archives": {}}
+
+    def read(self, path: str) -> bytes:
+        """Returns the content of a file or archive member.
+
+        Raises:
+            DataError: it is missing or cannot be read.
+        """
+        parts = split_archive(path)
+        try:
+            return self._archive(parts[0]).read(parts[1]) if parts else Path(path).read_bytes()
+        except KeyError as error:
+            assert parts
+            raise DataError(f"{parts[0]}: the archive has no member {parts[1]}") from error
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        except Exception as error:  # zipfile, zlib and lzma raise many kinds
+            raise DataError(f"{path}: the archive is damaged ({error}); copy or download it again") from error
+
+    def json(self, path: str) -> Any:
+        """Returns the parsed content of a json file in UTF-8."""
+        return parse_json(self.read(path), path)
+
+    def image(self, path: str) -> Image.Image:
+        """Returns a picture as RGB, completely decoded."""
+        return self._picture(path, _as_rgb)
+
+    def image_size(self, path: str) -> tuple[int, int]:
+        """Returns width and height of a picture without decoding it."""
+        return self._picture(path, lambda image: image.size)
+
+    def _picture(self, path: str, take: Callable[[Image.Image], T]) -> T:
+        data = self.read(path)
+        try:
+            with Image.open(BytesIO(data)) as image:
+                return take(image)
+        except Exception as error:  # Pillow's decoders raise many kinds
+            raise DataError(f"{path}: not a readable picture ({error})") from error
+
+    def _archive(self, archive: str) -> zipfile.ZipFile:
+        key = (os.getpid(), archive)
+        if key not in self._open_archives:
+            self._open_archives[key] = zipfile.ZipFile(archive)
+        return self._open_archives[key]
+
+
+class JsonLines(Generic[ModelT]):
+    """The records of a jsonl file, parsed when asked for: only the place of each line is kept in memory.
+
+    Blank lines are no records. The file is opened for every record, so that processes share nothing.
+
+    Args:
+        path: UTF-8 file with one json object per line.
+        record_type: what each line must hold.
+
+    Raises:
+        DataError: the file is missing or has no record.
+    """
+
+    def __init__(self, path: str, record_type: type[ModelT]) -> None:
+        self.path = path
+        self.record_type = record_type
+        starts, numbers, start, number = [], [], 0, 0
+        try:
+            with open(path, "rb") as file:
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        starts.append(start)
+                        numbers.append(number)
+                    start += len(line)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); expected a jsonl file") from error
+        if not starts:
+            raise DataError(f"{path}: has no records; expected one json object per line")
+        if number > len(numbers):
+            logger.info("%s: skipped %d blank lines", path, number - len(numbers))
+        self._starts = np.array(starts)
+        self._numbers = np.array(numbers)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> ModelT:
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self._starts[index])
+                line = file.readline()
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read ({error.strerror})") from error
+        return parse_model(self.record_type, line, self.where(index))
+
+    def __iter__(self) -> Iterator[ModelT]:
+        with open(self.path, "rb") as file:
+            for index, line in enumerate(line for line in file if line.strip()):
+                yield parse_model(self.record_type, line, self.where(index))
+
+    def where(self, index: int) -> str:
+        """Returns file and line of a record, for messages."""
+        return f"{self.path}, line {self._numbers[index]}"

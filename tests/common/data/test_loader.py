@@ -1,0 +1,92 @@
+import multiprocessing
+
+import numpy as np
+import pytest
+import torch
+
+from common.batch import Batch, Sample, TextSequence
+from common.data.dataset import VisualLinguisticDataset
+from common.data.loader import build_loader
+from common.data.sampling import EpochBatches
+from common.errors import DataError
+
+
+class Squares(VisualLinguisticDataset[Sample]):
+    batch_type = Batch
+
+    def __init__(self, bad=()):
+        super().__init__(seed=3)
+        self.bad = bad
+
+    def __len__(self):
+        return 7
+
+    def record_id(self, index):
+        return f"square-{index}"
+
+    def load(self, index, rng):
+        if index in self.bad:
+            raise DataError("s.jpg: gone")
+        text = TextSequence(*(np.full(index + 1, value) for value in (index, 0, rng.randrange(1000))))
+        return Sample(
+            index=index,
+            record_id=self.record_id(index),
+            image=torch.zeros(3, 2, index + 1, dtype=torch.uint8),
+            canvas=(2, 2 + index),
+            im_info=torch.ones(4),
+            boxes=torch.ones(index, 4),
+            texts=(text,),
+        )
+
+
+def loader(num_workers, bad=(), start="fork"):
+    batches = EpochBatches(7, 2, shuffle=True, seed=3)
+    built = build_loader(Squares(bad), batches, batch_type=Batch, num_workers=num_workers, pin_memory=True)
+    if num_workers:
+        built.multiprocessing_context = start
+    return built, batches
+
+
+def epochs(num_workers, **options):
+    built, batches = loader(num_workers, **options)
+    found = []
+    for epoch in range(2):
+        batches.set_epoch(epoch)
+        found.append(
+            [(batch.index.tolist(), batch.text.tags.tolist(), tuple(batch.images.shape)) for batch in built]
+        )
+    return found
+
+
+@pytest.mark.parametrize(("num_workers", "start"), [(2, "fork"), (1, "spawn")])
+def test_workers_change_nothing(num_workers, start):
+    alone = epochs(0)
+    assert epochs(num_workers, start=start) == alone
+    assert [len(epoch) for epoch in alone] == [4, 4]
+    assert alone[0] != alone[1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_worker_error_arrives_as_it_was_raised(num_workers):
+    built, _ = loader(num_workers, bad=[5])
+    with pytest.raises(DataError) as caught:
+        list(built)
+    assert str(caught.value) == "Squares item 5 (record square-5): s.jpg: gone"
+
+
+def test_workers_of_a_failed_loader_end_with_it():
+    others = set(multiprocessing.active_children())
+    built, _ = loader(2, bad=[5])
+    with pytest.raises(DataError):
+        list(built)
+    workers = set(multiprocessing.active_children()) - others
+    assert len(workers) == 2
+    del built
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_the_global_generator_is_not_touched():
+    before = torch.get_rng_state()
+    built, _ = loader(0)
+    assert len(list(built)) == len(built) == 4
+    assert torch.equal(torch.get_rng_state(), before)
