@@ -1,0 +1,1 @@
+"""Network modules, losses, weight files. Knows nothing of datasets."""

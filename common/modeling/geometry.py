@@ -1,0 +1,44 @@
+"""Pure functions on boxes `(x1, y1, x2, y2)`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def coordinate_embeddings(boxes: Tensor, sizes: Tensor, dim: int = 256) -> Tensor:
+    """Sine and cosine embedding of the place and size of boxes in their pictures (spec model.md 5.6).
+
+    Args:
+        boxes: (K, 4) x1, y1, x2, y2 in pixels.
+        sizes: (K, 2) width and height of each box's picture in pixels.
+        dim: number of wave lengths, from 1 to nearly 1000.
+
+    Returns:
+        (K, 4, 2 * dim) float32: sines then cosines of centre x, centre y, width, height in percent of the picture.
+    """
+    boxes, sizes = boxes.float(), sizes.float()
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    extent = boxes[:, 2:] - boxes[:, :2]
+    percent = torch.cat([centre / sizes, extent / sizes], dim=1) * 100
+    wave_length = 1000 ** (torch.arange(dim, dtype=torch.float32, device=boxes.device) / dim)
+    angle = percent[:, :, None] / wave_length
+    return torch.cat([angle.sin(), angle.cos()], dim=2)
+
+
+def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union with inclusive corners: a box covers `x2 - x1 + 1` pixels (spec data.md 0.1).
+
+    Args:
+        boxes: (N, 4).
+        others: (M, 4).
+
+    Returns:
+        (N, M).
+    """
+    top_left = torch.maximum(boxes[:, None, :2], others[None, :, :2])
+    bottom_right = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    intersection = (bottom_right - top_left + 1).clamp(min=0).prod(dim=2)
+    area = (boxes[:, 2:] - boxes[:, :2] + 1).prod(dim=1)
+    other_area = (others[:, 2:] - others[:, :2] + 1).prod(dim=1)
+    return intersection / (area[:, None] + other_area[None, :] - intersection)

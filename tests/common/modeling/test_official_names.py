@@ -1,0 +1,82 @@
+"""The name map of checkpoints: bijective, and equal to the manifests in names, shapes, dtypes and order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.config import load_config
+from common.modeling.official_names import OfficialNames
+from vcr.config import VCRConfig
+from vcr.model import ResNetVLBERT
+from vcr.task import VCRTask
+
+ROOT = Path(__file__).parents[3]
+NAMES = OfficialNames((("vlbert.", "vlbert._module."),))
+MANIFESTS = sorted((ROOT / "tests/manifests").glob("vcr__*.json"))
+
+
+def manifest(path: Path) -> dict:
+    content = json.loads(path.read_text())
+    if "same_as" not in content:
+        return content
+    name = content["same_as"] if content["same_as"].endswith(".json") else content["same_as"] + ".json"
+    return manifest(path.parent / name)
+
+
+def test_all_vcr_manifests_are_here():
+    assert len(MANIFESTS) == len([p for p in (ROOT / "cfgs/vcr").glob("*.yaml") if "toy" not in p.name]) == 6
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_state_dict_equals_the_manifest(path):
+    expected = manifest(path)
+    config = load_config(VCRConfig, ROOT / "cfgs" / (path.stem.replace("__", "/") + ".yaml"))
+    with torch.device("meta"):
+        model = ResNetVLBERT.from_config(config, (101, 102))
+    state = VCRTask(config).names.to_official(model.state_dict())
+    found = {
+        name: [list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in state.items()
+    }
+    assert list(found.items()) == list(expected["state_dict"].items())
+    trainable = [name for name, value in model.named_parameters() if value.requires_grad]
+    assert {NAMES.official(name) for name in trainable} == set(expected["trainable"])
+    assert sum(value.numel() for value in model.parameters()) == expected["num_params"]
+
+
+def test_round_trip_is_the_identity():
+    internal = {
+        "image_feature_extractor.roi_head_feature_extractor.0.conv1.weight": 1,
+        "image_feature_extractor.obj_downsample.1.bias": 2,
+        "vlbert.word_embeddings.weight": 3,
+        "vlbert.mlm_head.predictions.bias": 4,
+        "final_mlp.1.weight": 5,
+    }
+    official = NAMES.to_official(internal)
+    assert list(official) == [
+        "image_feature_extractor.roi_head_feature_extractor.0.conv1.weight",
+        "image_feature_extractor.head.0.0.conv1.weight",
+        "image_feature_extractor.obj_downsample.1.bias",
+        "vlbert._module.word_embeddings.weight",
+        "vlbert._module.mlm_head.predictions.bias",
+        "vlbert._module.mlm_head.predictions.decoder.weight",
+        "final_mlp.1.weight",
+    ]
+    assert NAMES.from_official(official, internal) == internal
+
+
+def test_of_two_aliases_the_later_wins():
+    known = {"a.roi_head_feature_extractor.w"}
+    state = {"a.roi_head_feature_extractor.w": 1, "a.head.0.w": 2}
+    assert NAMES.from_official(state, known) == {"a.roi_head_feature_extractor.w": 2}
+
+
+def test_wrappers_are_stripped_and_strangers_kept():
+    assert NAMES.from_official({"module.module.x": 1, "module.y": 2}, {"x"}) == {"x": 1, "module.y": 2}
+
+
+def test_the_relationship_of_head_0_needs_a_whole_component():
+    assert NAMES.internal("mlm_head.0.weight") == "mlm_head.0.weight"
