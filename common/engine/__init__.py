@@ -1,0 +1,1 @@
+"""How a run is run: training, evaluation, checkpoints. Knows a task only through the `Task` contract."""

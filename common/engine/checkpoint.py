@@ -1,0 +1,189 @@
+"""Checkpoint files: written whole or not at all, found again, put back. Source: train_eval spec, 3.6, 3.7."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import random
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from common.config_sections import TrainConfig
+from common.engine import distributed
+from common.errors import CheckpointError
+from common.files import link_file, replace_file
+from common.modeling.official_names import WRAPPER, OfficialNames
+from common.modeling.pretrained import read_weights
+
+logger = logging.getLogger(__name__)
+
+
+def epoch_file(folder: Path, prefix: str, epoch: int) -> Path:
+    """Path of the checkpoint after epoch number `epoch` (from 0)."""
+    return folder / f"{prefix}-{epoch:04d}.model"
+
+
+def best_file(folder: Path, prefix: str) -> Path:
+    """Path of the checkpoint with the best validation result."""
+    return folder / f"{prefix}-best.model"
+
+
+def write(state: Mapping[str, Any], path: Path) -> None:
+    """Saves `state`; a kill at any moment leaves the old file or the new one.
+
+    Raises:
+        CheckpointError: the folder or disk does not take it.
+    """
+
+    def fill(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    try:
+        replace_file(path, fill)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        raise CheckpointError(f"{path}: cannot write the checkpoint: {error}") from error
+
+
+def link(source: Path, target: Path) -> None:
+    """Makes `target` the same file as `source` (`link_file`).
+
+    Raises:
+        CheckpointError: the folder or disk does not take it.
+    """
+    try:
+        link_file(source, target)
+    except OSError as error:
+        raise CheckpointError(f"{target}: cannot write the checkpoint: {error}") from error
+
+
+def model_state(model: nn.Module, names: OfficialNames) -> dict[str, Tensor]:
+    """Weights in float32 under the names on disk, with `module.` in front when several processes train."""
+    state = names.to_official(distributed.unwrap(model).state_dict())
+    half = (torch.float16, torch.bfloat16)
+    return {_wrapped(name): value.float() if value.dtype in half else value for name, value in state.items()}
+
+
+def named_parameters(model: nn.Module, names: OfficialNames) -> dict[str, nn.Parameter]:
+    """Parameters by the names that they have on disk."""
+    parameters = distributed.unwrap(model).named_parameters()
+    return {_wrapped(names.official(name)): parameter for name, parameter in parameters}
+
+
+def _wrapped(name: str) -> str:
+    return WRAPPER + name if distributed.world_size() > 1 else name
+
+
+def rng_state() -> dict[str, Any]:
+    """States of the global generators of this process, as plain values."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def load_rng_state(state: Mapping[str, Any]) -> None:
+    """Restores `rng_state`."""
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part in a run."""
+    try:
+        own = metadata.version("vl-bert")
+    except metadata.PackageNotFoundError:
+        own = "not installed"
+    return {
+        "vl-bert": own,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any], source: str) -> None:
+    """Restores moments and counters; rates and other options stay as the configuration says.
+
+    Raises:
+        CheckpointError: the state belongs to other parameters or parameter groups.
+    """
+    options = [
+        {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+    ]
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    saved_sizes = [len(group["params"]) for group in state["param_groups"]]
+    if sizes != saved_sizes:
+        raise CheckpointError(
+            f"{source}: its optimizer has parameter groups of {saved_sizes} tensors, this configuration "
+            f"of {sizes}; resume with the configuration that wrote it (TRAIN.LR_MULT, NETWORK)"
+        )
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, entry in state["state"].items():
+        for key, value in entry.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != parameters[index].shape:
+                raise CheckpointError(
+                    f"{source}: optimizer state {key} of parameter {index} has shape {tuple(value.shape)}, "
+                    f"the parameter {tuple(parameters[index].shape)}"
+                )
+    optimizer.load_state_dict(dict(state))
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
+
+
+def resume_epochs(train: TrainConfig, exists: Callable[[int], bool]) -> list[int]:
+    """Epochs whose checkpoints a run may continue from, newest first (spec section 3.7).
+
+    Args:
+        train: RESUME, AUTO_RESUME, BEGIN_EPOCH and END_EPOCH.
+        exists: tells whether the checkpoint after an epoch exists.
+    """
+    if train.RESUME:
+        return [train.BEGIN_EPOCH - 1]
+    if not train.AUTO_RESUME:
+        return []
+    return [epoch for epoch in range(train.END_EPOCH - 1, train.BEGIN_EPOCH - 1, -1) if exists(epoch)]
+
+
+def find(folder: Path, prefix: str, train: TrainConfig) -> tuple[Path, int] | None:
+    """Returns the checkpoint that a run continues from and the epoch it ended, None for a fresh start.
+
+    With AUTO_RESUME a file that cannot be read is passed over with a warning, for the one before it.
+
+    Raises:
+        CheckpointError: RESUME names a file that cannot be read, or AUTO_RESUME finds only such files.
+    """
+    epochs = resume_epochs(train, lambda epoch: epoch_file(folder, prefix, epoch).exists())
+    for epoch in epochs:
+        path = epoch_file(folder, prefix, epoch)
+        try:
+            read_weights(path)
+        except CheckpointError as error:
+            if train.RESUME:
+                raise
+            logger.warning("%s; trying the checkpoint before it", error)
+            continue
+        return path, epoch
+    if epochs:
+        raise CheckpointError(
+            f"{folder}: none of the {len(epochs)} checkpoints {prefix}-*.model can be read; "
+            "remove them to start anew"
+        )
+    return None

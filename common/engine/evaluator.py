@@ -1,0 +1,90 @@
+"""Metrics and predictions over a whole split: every sample once, on any number of processes."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from common.batch import Batch
+from common.engine import distributed
+from common.engine.metrics import Metrics, loss_meter
+from common.engine.precision import Precision
+from common.engine.task import Split, Task
+from common.engine.trainer import Loader, batches_of
+
+
+def _outputs(
+    task: Task[Any, Any, Any],
+    model: nn.Module,
+    loader: Loader,
+    device: torch.device,
+    precision: Precision | None,
+) -> Iterator[tuple[Any, Batch]]:
+    """Runs the model in evaluation mode; it is left so."""
+    model = distributed.unwrap(model).eval()
+    precision = precision or Precision(device)
+    shown = distributed.is_main() and sys.stderr.isatty()
+    # Epoch 0 always: random decisions of a validation item (masks of pre-training) stay the same.
+    for batch in tqdm(
+        batches_of(loader, 0), total=len(loader), desc=task.name, leave=False, disable=not shown
+    ):
+        moved = batch.to(device)
+        with torch.inference_mode(), precision.autocast():
+            outputs = model(moved)
+        yield outputs, moved
+
+
+def evaluate(
+    task: Task[Any, Any, Any],
+    model: nn.Module,
+    loader: Loader,
+    device: torch.device,
+    split: Split = "val",
+    precision: Precision | None = None,
+) -> dict[str, float]:
+    """Returns the metrics of a split over all processes, and the losses where the task validates them.
+
+    Args:
+        task: tells the metrics.
+        model: its network, on `device`.
+        loader: the part of the split that belongs to this process.
+        device: where batches are moved to.
+        split: name of the split.
+        precision: number format, single precision by default.
+    """
+    metrics = Metrics(device)
+    loggers = task.config.TRAIN.LOSS_LOGGERS if task.validates_losses else ()
+    for outputs, batch in _outputs(task, model, loader, device, precision):
+        with torch.inference_mode():
+            values = task.metrics(outputs, batch, split)
+            if loggers:
+                losses = task.losses(outputs, batch)
+                like = next(iter(losses.values()))
+                values = {**values, **{name: loss_meter(losses, key, like) for key, name in loggers}}
+            metrics.update(values)
+    return metrics.compute()
+
+
+def predict(
+    task: Task[Any, Any, Any],
+    model: nn.Module,
+    loader: Loader,
+    device: torch.device,
+    precision: Precision | None = None,
+) -> list[dict[str, Any]]:
+    """Returns one record per sample, in dataset order, on every process. Arguments as in `evaluate`."""
+    records: list[tuple[int, dict[str, Any]]] = []
+    for outputs, batch in _outputs(task, model, loader, device, precision):
+        with torch.inference_mode():
+            records += zip(batch.index.tolist(), task.predictions(outputs, batch), strict=True)
+    gathered = sorted(
+        itertools.chain.from_iterable(distributed.gather_objects(records)), key=lambda entry: entry[0]
+    )
+    assert [index for index, _ in gathered] == list(range(len(gathered))), "every sample exactly once"
+    return [record for _, record in gathered]

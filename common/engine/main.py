@@ -1,0 +1,396 @@
+"""What all entry points share: arguments, configuration, output folder, log, seeds, building and training.
+
+Sources: train_eval spec, sections 2 and 3.1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import inspect
+import json
+import logging
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from common.config import ExperimentConfig, dump_config, load_config
+from common.data.loader import BatchLoader, build_loader
+from common.data.sampling import EpochBatches
+from common.engine import checkpoint, distributed
+from common.engine.callbacks import (
+    Callback,
+    Checkpointing,
+    ProgressBar,
+    Speedometer,
+    TensorBoard,
+    ValidationMonitor,
+)
+from common.engine.evaluator import evaluate
+from common.engine.optim import build_optimizer, build_schedule, effective_batch
+from common.engine.precision import Precision
+from common.engine.task import Split, Task
+from common.engine.trainer import Trainer, updates_per_epoch
+from common.errors import ConfigError, UserError
+from common.modeling.pretrained import LoadReport, load_state, read_weights, weights_of
+
+logger = logging.getLogger(__name__)
+
+AnyTask = Task[Any, Any, Any]
+
+Test = Callable[[Any, Path, Path, torch.device], object]
+"""What `--do-test` runs: task, best checkpoint, folder of the results, device."""
+
+
+# --- Command lines -----------------------------------------------------------------------------------------
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Returns a parser with the flags that every command has."""
+    result = argparse.ArgumentParser(description=description)
+    result.add_argument("--cudnn-off", action="store_true", help="do not use cuDNN")
+    result.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY.PATH=VALUE",
+        help="replace a value of the yaml file; repeatable",
+    )
+    return result
+
+
+def train_parser(description: str, partial_pretrain: bool = True) -> argparse.ArgumentParser:
+    """Returns the parser of a `train_end2end.py`; pre-training has no `--partial-pretrain`."""
+    result = parser(description)
+    result.add_argument("--cfg", required=True, help="yaml file of the experiment")
+    result.add_argument("--model-dir", help="folder in front of OUTPUT_PATH")
+    result.add_argument(
+        "--log-dir", help="folder of the tensorboard files (default: below the output folder)"
+    )
+    result.add_argument(
+        "--dist", action="store_true", help="one of several processes; torchrun describes them"
+    )
+    result.add_argument("--slurm", action="store_true", help="read the description from SLURM's variables")
+    result.add_argument("--do-test", action="store_true", help="test the best checkpoint after training")
+    if partial_pretrain:
+        result.add_argument("--partial-pretrain", help="checkpoint to start from (NETWORK.PARTIAL_PRETRAIN)")
+    return result
+
+
+def evaluation_parser(description: str, result_path: str | None = None) -> argparse.ArgumentParser:
+    """Returns the flags that every `val.py` and `test.py` has; tasks add theirs for configurations."""
+    result = parser(description)
+    result.add_argument("--gpus", type=int, nargs="+", metavar="N", help="GPUs to use; -1 for the CPU")
+    result.add_argument("--result-path", default=result_path, help="folder of the result files")
+    result.add_argument("--result-name", help="first part of their names (default: MODEL_PREFIX)")
+    return result
+
+
+def run(main: Callable[[], object]) -> int:
+    """Runs an entry point and returns its exit status.
+
+    A user's mistake ends with its message alone, an interruption with status 130. Other errors are our own
+    and keep their traceback.
+    """
+    with _console():
+        try:
+            main()
+        except UserError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return error.exit_status
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted\n")
+            return 130
+        finally:
+            distributed.destroy()
+    return 0
+
+
+# --- Log and output folder ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def _handler(handler: logging.Handler) -> Iterator[None]:
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _console() -> Iterator[None]:
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.INFO)
+    try:
+        with _handler(logging.StreamHandler(sys.stdout)):
+            yield
+    finally:
+        root.setLevel(level)
+
+
+@contextmanager
+def log_file(folder: Path, cfg: str | Path) -> Iterator[None]:
+    """Also writes the log to `{cfg stem}_{time}.log`; only rank 0 does, the others keep to warnings."""
+    if not distributed.is_main():
+        logging.getLogger().setLevel(logging.WARNING)
+        yield
+        return
+    now = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M")
+    with _handler(logging.FileHandler(folder / f"{Path(cfg).stem}_{now}.log", encoding="utf-8")):
+        yield
+
+
+def output_folder(config: ExperimentConfig, cfg: str | Path, split: Split) -> Path:
+    """Returns `{OUTPUT_PATH}/{cfg stem}/{image set}_{split}` and makes it.
+
+    Raises:
+        ConfigError: nothing can be written there.
+    """
+    dataset = config.datasets[0]
+    image_set = {
+        "train": dataset.TRAIN_IMAGE_SET,
+        "val": dataset.VAL_IMAGE_SET,
+        "test": dataset.TEST_IMAGE_SET,
+    }[split]
+    folder = Path(config.OUTPUT_PATH) / Path(cfg).stem / f"{image_set}_{split}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"OUTPUT_PATH: {folder}: cannot write there: {error.strerror}; choose another or use --model-dir"
+        ) from error
+    return folder
+
+
+def parameter_table(model: nn.Module) -> str:
+    """Returns the table of trainable parameters and the three sums (spec section 2.4)."""
+    rows = [
+        (name, str(value.dtype), str(tuple(value.shape)), str(value.numel()))
+        for name, value in model.named_parameters()
+        if value.requires_grad
+    ]
+    widths = [max(map(len, column)) + 4 for column in zip(*rows, strict=True)] if rows else [4] * 4
+    rule = "-" * (sum(widths) + 5)
+    lines = [">> Trainable Parameters:", rule]
+    for row in [("Name", "Dtype", "Shape", "#Params"), *rows]:
+        lines += ["|" + "".join(f"{cell:<{width}}|" for cell, width in zip(row, widths, strict=True)), rule]
+    total = sum(value.numel() for value in model.parameters())
+    trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    sums = {"# TrainableParams:": trained, "# NonTrainableParams:": total - trained, "# TotalParams:": total}
+    return "\n".join(lines + [f">> {name:<22}\t{count / 1e6:.2f}\tM" for name, count in sums.items()])
+
+
+# --- Building ----------------------------------------------------------------------------------------------
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds the global generators of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def build_split(task: AnyTask, split: Split) -> BatchLoader[Any]:
+    """Opens a split and builds this process's loader; only training repeats samples to deal out evenly."""
+    config = task.config
+    loop = {"train": config.TRAIN, "val": config.VAL, "test": config.TEST}[split]
+    training = split == "train"
+    dataset = task.build_dataset(split)
+    batches = EpochBatches(
+        len(dataset),
+        sum(loop.batch_sizes),
+        shuffle=loop.SHUFFLE,
+        seed=config.RNG_SEED,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        groups=dataset.groups() if training and config.TRAIN.ASPECT_GROUPING else None,
+        pad=training,
+    )
+    return build_loader(
+        dataset,
+        batches,
+        batch_type=dataset.batch_type,
+        num_workers=config.NUM_WORKERS_PER_GPU,
+        pin_memory=True,
+    )
+
+
+def load_model(task: AnyTask, path: str | Path, device: torch.device) -> nn.Module:
+    """Builds the network and fills it from a checkpoint; no pretrained file is read.
+
+    Raises:
+        CheckpointError: the file cannot be read or belongs to another network.
+    """
+    weights = weights_of(read_weights(path), str(path))
+    model = task.build_model()
+    load_state(model, weights, task.names, str(path))
+    return model.to(device).eval()
+
+
+def load_train_config(args: argparse.Namespace, task_class: type[AnyTask]) -> ExperimentConfig:
+    """Reads `--cfg` and applies `--set`, `--partial-pretrain` and `--model-dir`.
+
+    Raises:
+        ConfigError: see `load_config`; also for a configuration without an epoch to train.
+    """
+    overrides = list(args.set)
+    if getattr(args, "partial_pretrain", None) is not None:
+        overrides.append(f"NETWORK.PARTIAL_PRETRAIN={json.dumps(args.partial_pretrain)}")
+    config = load_config(task_class.config_class, args.cfg, overrides)
+    if config.TRAIN.END_EPOCH < 1:
+        raise ConfigError(
+            f"{args.cfg}: TRAIN.END_EPOCH: {config.TRAIN.END_EPOCH}: must be at least 1 to train"
+        )
+    return config.model_copy(update={"OUTPUT_PATH": str(Path(args.model_dir or "") / config.OUTPUT_PATH)})
+
+
+def _with_seed(config: ExperimentConfig) -> ExperimentConfig:
+    """Draws the seed that RNG_SEED -1 leaves open, the same for all ranks."""
+    if config.RNG_SEED >= 0:
+        return config
+    seed = distributed.gather_objects(random.SystemRandom().randrange(2**31))[0]
+    logger.info("RNG_SEED -1: this run uses %d", seed)
+    return config.model_copy(update={"RNG_SEED": seed})
+
+
+# --- Training ----------------------------------------------------------------------------------------------
+
+
+def train_main(task_class: type[AnyTask], test: Test | None = None, partial_pretrain: bool = True) -> None:
+    """Entry point of a `train_end2end.py`; ends the process.
+
+    Args:
+        task_class: what is trained.
+        test: what `--do-test` runs on the best checkpoint; None for a task without test.
+        partial_pretrain: whether the command has `--partial-pretrain`.
+    """
+    flags = train_parser(f"Train {task_class.name}.", partial_pretrain)
+    sys.exit(run(lambda: train_net(flags.parse_args(), task_class, test)))
+
+
+def train_net(
+    args: argparse.Namespace, task_class: type[AnyTask], test: Test | None = None
+) -> tuple[int | None, nn.Module]:
+    """Trains as the command line says; arguments as in `train_main`.
+
+    Returns:
+        The rank, None with a single process, and the model.
+    """
+    config = load_train_config(args, task_class)
+    device = distributed.prepare(
+        dist_flag=args.dist, slurm=args.slurm, gpus_flag=None, gpus_listed=config.GPUS
+    )
+    torch.backends.cudnn.enabled = not args.cudnn_off
+    folder = output_folder(config, args.cfg, "train")
+    with log_file(folder, args.cfg):
+        config = _with_seed(config)
+        logger.info("training args:%s", args)
+        logger.info("training config:\n%s", dump_config(config))
+        task = task_class(config)
+        model = _train(
+            task, device, folder, Path(args.log_dir or folder / "tensorboard_logs"), Path(args.cfg)
+        )
+        if args.do_test:
+            best = checkpoint.best_file(folder, config.MODEL_PREFIX)
+            if test is None:
+                logger.warning("--do-test: %s has no test", task.name)
+            elif not best.exists():
+                logger.warning("--do-test: there is no best checkpoint %s", best)
+            else:
+                test(task, best, output_folder(config, args.cfg, "test"), device)
+    return (distributed.rank() if distributed.is_distributed() else None), model
+
+
+def _train(task: AnyTask, device: torch.device, folder: Path, log_dir: Path, cfg: Path) -> nn.Module:
+    config = task.config
+    seed_everything(config.RNG_SEED)
+    # Data first: what is wrong with it shows before large files are read.
+    loader, val_loader = build_split(task, "train"), build_split(task, "val")
+    # One rank decides: the others could see a file that it does not.
+    resumed = checkpoint.find(folder, config.MODEL_PREFIX, config.TRAIN) if distributed.is_main() else None
+    resumed = distributed.gather_objects(resumed)[0]
+    model = task.build_model()
+    if resumed is None:
+        _report(task.load_pretrained(model), folder)
+    model.to(device)
+    if distributed.is_main():
+        _describe(model, folder, cfg, config)
+    names = task.names
+    processes = distributed.world_size()
+    optimizer = build_optimizer(config.TRAIN, checkpoint.named_parameters(model, names), processes)
+    updates = updates_per_epoch(len(loader), config.TRAIN.GRAD_ACCUMULATE_STEPS)
+    schedule = build_schedule(config.TRAIN, optimizer, updates)
+    batch = effective_batch(config.TRAIN, processes)
+    logger.info(
+        "effective batch %d, base lr %g, %d updates per epoch", batch, config.TRAIN.LR * batch, updates
+    )
+    model = distributed.wrap(model)
+    # From here on every rank draws its own dropout.
+    seed_everything(config.RNG_SEED + distributed.rank())
+    precision = Precision(device, config.TRAIN.FP16, config.TRAIN.FP16_LOSS_SCALE)
+    validate = partial(evaluate, task, model, val_loader, device, "val", precision)
+    epochs = config.TRAIN.END_EPOCH - (resumed[1] + 1 if resumed else config.TRAIN.BEGIN_EPOCH)
+    callbacks = _callbacks(task, validate, (epochs, len(loader)), folder, log_dir)
+    trainer = Trainer(task, model, optimizer, schedule, device, callbacks, precision)
+    if resumed is not None:
+        path, epoch = resumed
+        logger.info("%s training from %s", "Continue" if config.TRAIN.RESUME else "Auto continue", path)
+        trainer.load_state_dict(read_weights(path), str(path), epoch + 1)
+    trainer.fit(loader)
+    return distributed.unwrap(model)
+
+
+def _callbacks(
+    task: AnyTask,
+    validate: Callable[[], dict[str, float]],
+    size: tuple[int, int],
+    folder: Path,
+    log_dir: Path,
+) -> list[Callback]:
+    """Returns the callbacks of a run of `size` epochs and micro batches per epoch."""
+    config, (epochs, batches) = task.config, size
+    several = distributed.is_distributed()
+    samples = distributed.world_size() * sum(config.TRAIN.batch_sizes)
+    monitor = ValidationMonitor(validate, task.best_metric, config.VAL_FREQUENT)
+    extra = {"config": dump_config(config), "versions": checkpoint.versions()}
+    return [
+        Speedometer(samples, config.LOG_FREQUENT, batches, epochs, distributed.rank() if several else None),
+        ProgressBar(),
+        TensorBoard(log_dir / "rank0" if several else log_dir),
+        monitor,
+        Checkpointing(folder, config.MODEL_PREFIX, config.CHECKPOINT_FREQUENT, monitor, extra),
+    ]
+
+
+def _describe(model: nn.Module, folder: Path, cfg: Path, config: ExperimentConfig) -> None:
+    """Logs the parameters and keeps copies of what defines the run beside its results."""
+    logger.info("%s", parameter_table(model))
+    shutil.copy(cfg, folder)
+    shutil.copy(inspect.getfile(type(model)), folder)
+    (folder / "resolved.yaml").write_text(dump_config(config), encoding="utf-8")
+
+
+def _report(reports: Sequence[LoadReport], folder: Path) -> None:
+    """Logs what the pretrained files gave, and keeps every name in `pretrained.txt`."""
+    for report in reports:
+        logger.info("%s", report)
+    if reports and distributed.is_main():
+        text = "\n".join(report.details() for report in reports)
+        (folder / "pretrained.txt").write_text(text, encoding="utf-8")

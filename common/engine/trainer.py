@@ -1,0 +1,244 @@
+"""The training loop; it knows a task only through the `Task` contract. Source: train_eval spec, 3.2."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from common.batch import Batch
+from common.config_sections import TrainConfig
+from common.engine import checkpoint, distributed
+from common.engine.callbacks import Callback, Times
+from common.engine.metrics import Metrics, loss_meter
+from common.engine.optim import Schedule
+from common.engine.precision import Precision
+from common.engine.task import Task
+from common.errors import CheckpointError
+from common.modeling.pretrained import load_state
+
+logger = logging.getLogger(__name__)
+
+
+class Loader(Protocol):
+    """The batches of an epoch: a data loader, or simply a list."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+class _Stopwatch:
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        last, self._last = self._last, time.perf_counter()
+        return self._last - last
+
+
+class Trainer:
+    """Trains a model for the epochs of `TRAIN`, one micro batch after the other.
+
+    An update averages the gradients of `GRAD_ACCUMULATE_STEPS` micro batches; the last group of an epoch may
+    be smaller. No step waits for the device: losses, norms and metrics stay there until a log line.
+
+    Args:
+        task: losses, metrics and configuration.
+        model: its network, on `device`; wrapped when several processes train.
+        optimizer: its groups have an `initial_lr`.
+        schedule: sets their rates.
+        device: where batches are moved to.
+        callbacks: called in this order.
+        precision: number format; single precision by default.
+
+    Attributes:
+        epoch: the current epoch, from 0.
+        finished: micro batches finished in it.
+        batches: micro batches per epoch.
+        loss: 0-dim loss of the last micro batch, not divided by the accumulation.
+        grad_norm: 0-dim norm before clipping, if the last micro batch ended an update and clipping is on.
+        times: of the last micro batch.
+        metrics: running training metrics.
+    """
+
+    epoch: int
+    finished: int
+    batches: int
+    loss: Tensor
+    grad_norm: Tensor | None
+    times: Times
+
+    def __init__(
+        self,
+        task: Task[Any, Any, Any],
+        model: nn.Module,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        device: torch.device | str = "cpu",
+        callbacks: Sequence[Callback] = (),
+        precision: Precision | None = None,
+    ) -> None:
+        self.task = task
+        self.model = model
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.device = torch.device(device)
+        self.callbacks = callbacks
+        self.train: TrainConfig = task.config.TRAIN
+        self.precision = precision or Precision(self.device)
+        self.metrics = Metrics(self.device)
+        self.names = task.names
+        self.epoch, self.finished, self.batches = self.train.BEGIN_EPOCH, 0, 1
+        self.grad_norm = None
+
+    @property
+    def global_step(self) -> int:
+        """Number of the last micro batch since epoch 0, counted from 0; -1 before the first."""
+        return self.batches * self.epoch + self.finished - 1
+
+    @property
+    def update(self) -> int:
+        """Number of the update, from 1, that the next micro batch contributes to."""
+        return updates_per_epoch(self.batches, self.train.GRAD_ACCUMULATE_STEPS) * self.epoch + (
+            self.finished // self.train.GRAD_ACCUMULATE_STEPS + 1
+        )
+
+    def notify(self, hook: str, *args: Any) -> None:
+        """Calls one hook of every callback."""
+        for callback in self.callbacks:
+            getattr(callback, hook)(self, *args)
+
+    def fit(self, loader: Loader) -> None:
+        """Trains until `END_EPOCH`.
+
+        Args:
+            loader: equally many batches on every rank.
+        """
+        self.batches = len(loader)
+        try:
+            self.notify("on_train_start")
+            while self.epoch < self.train.END_EPOCH:
+                logger.info("PROGRESS: %.2f%%", 100 * self.epoch / self.train.END_EPOCH)
+                self._run_epoch(loader)
+                self.epoch, self.finished = self.epoch + 1, 0
+        finally:
+            self.notify("on_train_end")
+
+    def _run_epoch(self, loader: Loader) -> None:
+        if self.finished == 0:
+            self.metrics.reset()
+        self.model.train()
+        self.notify("on_epoch_start")
+        watch = _Stopwatch()
+        for batch in batches_of(loader, self.epoch, self.finished):
+            self._micro_step(batch, watch)
+            self.finished += 1
+            self.notify("on_batch_end")
+            if (self.finished - 1) % self.task.config.LOG_FREQUENT == 0:
+                self.notify("on_log", self.metrics.compute())
+        self.notify("on_epoch_end")
+
+    def _micro_step(self, batch: Batch, watch: _Stopwatch) -> None:
+        """Forward, backward and, at the end of a group, the update."""
+        size, is_last = self._group()
+        data = watch.lap()
+        batch = batch.to(self.device)
+        transfer = watch.lap()
+        with distributed.no_sync(self.model, active=not is_last):
+            with self.precision.autocast():
+                outputs = self.model(batch)
+                losses = self.task.losses(outputs, batch)
+                weights = self.task.loss_weights
+                loss = sum(
+                    (weights.get(name, 1.0) * value for name, value in losses.items()), torch.zeros(())
+                )
+            forward = watch.lap()
+            self.precision.backward(loss / size)
+        backward = watch.lap()
+        self.loss, self.grad_norm = loss.detach(), None
+        if is_last:
+            self.schedule.apply(self.update)
+            self.grad_norm = self.precision.update(self.optimizer, self.model, self.train.CLIP_GRAD_NORM)
+        optimizer = watch.lap()
+        with torch.no_grad():
+            meters = {name: loss_meter(losses, key, self.loss) for key, name in self.train.LOSS_LOGGERS}
+            self.metrics.update({**self.task.metrics(outputs, batch, "train"), **meters})
+        self.times = Times(data, transfer, forward, backward, optimizer, watch.lap())
+
+    def _group(self) -> tuple[int, bool]:
+        """Size of the accumulation group of the next micro batch, and whether it is the last one of it."""
+        first = self.finished - self.finished % self.train.GRAD_ACCUMULATE_STEPS
+        size = min(self.train.GRAD_ACCUMULATE_STEPS, self.batches - first)
+        return size, self.finished + 1 == first + size
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything that a resumed run needs. Collective: every rank calls it."""
+        epoch, finished = divmod(self.global_step + 1, self.batches)
+        state = {
+            "state_dict": checkpoint.model_state(self.model, self.names),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.precision.state_dict(),
+            "rng": distributed.gather_objects(checkpoint.rng_state()),
+            "epoch": epoch,
+            "batch": finished,
+            "global_step": self.global_step + 1,
+            "metrics": self.metrics.state_dict() if finished else {},
+        }
+        return state | {
+            callback.state_key: callback.state_dict() for callback in self.callbacks if callback.state_key
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], source: str, epoch: int) -> None:
+        """Continues from a checkpoint, also from one of the reference implementation.
+
+        Args:
+            state: content of the file.
+            source: its name for messages.
+            epoch: the epoch to begin with, where the file does not tell.
+
+        Raises:
+            CheckpointError: the file belongs to another model or optimizer.
+        """
+        if missing := [key for key in ("state_dict", "optimizer") if key not in state]:
+            raise CheckpointError(
+                f"{source}: not a training checkpoint, it has no {' and no '.join(missing)}"
+            )
+        load_state(distributed.unwrap(self.model), state["state_dict"], self.names, source)
+        checkpoint.load_optimizer(self.optimizer, state["optimizer"], source)
+        self.schedule.load_state_dict(state.get("schedule", {}))
+        self.precision.load_state_dict(state.get("scaler", {}))
+        self.metrics.load_state_dict(state.get("metrics", {}))
+        self.epoch, self.finished = state.get("epoch", epoch), state.get("batch", 0)
+        for callback in self.callbacks:
+            if callback.state_key and callback.state_key in state:
+                callback.load_state_dict(state[callback.state_key])
+        streams = state.get("rng", [])
+        if distributed.rank() < len(streams):
+            checkpoint.load_rng_state(streams[distributed.rank()])
+
+
+def updates_per_epoch(batches: int, accumulate: int) -> int:
+    """Updates per epoch: the last group of an epoch may be smaller."""
+    return -(-batches // accumulate)
+
+
+def batches_of(loader: Loader, epoch: int, start: int = 0) -> Iterable[Batch]:
+    """Returns the batches of an epoch from number `start` on.
+
+    A loader whose `batch_sampler` has `set_epoch` skips without reading; other loaders repeat the same epoch.
+    """
+    set_epoch: Callable[[int, int], None] | None = getattr(
+        getattr(loader, "batch_sampler", None), "set_epoch", None
+    )
+    if set_epoch is None:
+        return itertools.islice(loader, start, None)
+    set_epoch(epoch, start)
+    return loader

@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from common.engine.evaluator import evaluate, predict
+from tests.common.engine.toy import ToyTask, toy_batch, toy_config
+
+CPU = torch.device("cpu")
+# Outputs 0.25 and -0.5.
+BATCHES = [toy_batch([[0.5, -0.5]], [[0.25]], index=[1]), toy_batch([[-1.0, -0.5]], [[0.5]], index=[0])]
+
+
+def test_metrics_of_a_split():
+    task = ToyTask(toy_config())
+    model = task.build_model()
+    assert evaluate(task, model, BATCHES, CPU) == {"Acc": 0.5}
+    assert not model.training
+
+
+def test_losses_where_the_task_validates_them():
+    class WithLosses(ToyTask):
+        validates_losses = True
+
+    task = WithLosses(toy_config())
+    values = evaluate(task, task.build_model(), BATCHES, CPU)
+    assert list(values) == ["Acc", "ToyLoss"]
+    assert values["ToyLoss"] == pytest.approx((0.0 + 1.0) / 2)
+
+
+def test_predictions_come_in_dataset_order():
+    task = ToyTask(toy_config())
+    assert predict(task, task.build_model(), BATCHES, CPU) == [
+        {"id": "toy-0", "score": pytest.approx(-0.5)},
+        {"id": "toy-1", "score": pytest.approx(0.25)},
+    ]
+
+
+def test_a_sample_too_many_is_our_mistake():
+    task = ToyTask(toy_config())
+    with pytest.raises(AssertionError, match="every sample exactly once"):
+        predict(task, task.build_model(), [*BATCHES, BATCHES[0]], CPU)

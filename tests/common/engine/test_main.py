@@ -1,0 +1,221 @@
+import logging
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common.config import ExperimentConfig, load_config
+from common.engine import main
+from common.engine.optim import effective_batch
+from common.errors import CheckpointError, ConfigError, UsageError
+from common.modeling.pretrained import read_weights
+from tests.common.engine.toy import ToyModel, ToyTask, toy_config
+
+YAML = """
+MODULE: ResNetVLBERT
+RNG_SEED: 3
+OUTPUT_PATH: out
+MODEL_PREFIX: net
+GPUS: ""
+LOG_FREQUENT: 2
+NUM_WORKERS_PER_GPU: 0
+SCALES: [1, 2]
+DATASET: {DATASET: toy, TRAIN_IMAGE_SET: toytrain, TEST_IMAGE_SET: toytest}
+NETWORK: {IMAGE_FEAT_PRECOMPUTED: true}
+VAL: {BATCH_IMAGES: 5}
+TRAIN:
+  BATCH_IMAGES: 4
+  END_EPOCH: 2
+  LR: 0.01
+  ASPECT_GROUPING: false
+  LOSS_LOGGERS: ["loss,ToyLoss"]
+"""
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    path = tmp_path / "toy.cfg.yaml"
+    path.write_text(YAML)
+    return path
+
+
+def arguments(cfg, *more):
+    return main.train_parser("toy").parse_args(["--cfg", str(cfg), "--model-dir", str(cfg.parent), *more])
+
+
+def output(cfg):
+    return cfg.parent / "out" / "toy.cfg" / "toytrain_train"
+
+
+def test_a_whole_run(cfg):
+    assert main.run(lambda: main.train_net(arguments(cfg), ToyTask)) == 0
+    folder = output(cfg)
+    (log,) = folder.glob("*.log")
+    assert re.fullmatch(r"toy\.cfg_\d{4}-\d\d-\d\d-\d\d-\d\d\.log", log.name)
+    assert {path.name for path in folder.iterdir()} == {
+        *("net-0000.model", "net-0001.model", "net-best.model", "tensorboard_logs"),
+        *("resolved.yaml", "pretrained.txt", "toy.cfg.yaml", "toy.py", log.name),
+    }
+    text = log.read_text()
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} training args:Namespace", text, re.M)
+    for line in ("effective batch 4, base lr 0.04, 3 updates per epoch", "PROGRESS: 50.00%", "Best Val Acc"):
+        assert line in text
+    assert "|linear.weight    |torch.float32    |(1, 2)    |2    |" in text
+    assert "Epoch[1] Batch [2]\tSpeed" in text
+    assert load_config(ExperimentConfig, folder / "resolved.yaml").TRAIN.LR == 0.01
+
+
+def test_a_finished_run_resumes_without_reading_pretrained_weights(cfg, monkeypatch):
+    main.train_net(arguments(cfg, "--set", "TRAIN.END_EPOCH=1"), ToyTask)
+    monkeypatch.setattr(
+        ToyTask, "load_pretrained", lambda self, model: pytest.fail("pretrained weights were read")
+    )
+    _, resumed = main.train_net(arguments(cfg), ToyTask)
+    saved = read_weights(output(cfg) / "net-0001.model")
+    assert (saved["epoch"], saved["batch"], saved["global_step"]) == (2, 0, 6)
+    assert saved["versions"]["torch"] == str(torch.__version__)
+    monkeypatch.undo()
+    rank, straight = main.train_net(arguments(cfg, "--model-dir", str(cfg.parent / "b")), ToyTask)
+    assert rank is None
+    assert torch.equal(straight.linear.weight, resumed.linear.weight)
+
+
+def test_do_test_uses_the_best_checkpoint(cfg, caplog):
+    tested = []
+
+    def test(task, best, folder, device):
+        tested.append((task.name, best.name, folder.name, device.type))
+
+    main.train_net(arguments(cfg, "--do-test"), ToyTask, test)
+    assert tested == [("toy", "net-best.model", "toytest_test", "cpu")]
+    main.train_net(arguments(cfg, "--do-test"), ToyTask)
+    assert "--do-test: toy has no test" in caplog.text
+
+
+def test_an_unwritable_output_folder(cfg):
+    (cfg.parent / "out").write_text("a file")
+    with pytest.raises(ConfigError, match=r"OUTPUT_PATH: .*toytrain_train: cannot write there"):
+        main.train_net(arguments(cfg), ToyTask)
+
+
+def test_flags_replace_keys(cfg):
+    args = arguments(
+        cfg, "--set", "TRAIN.LR=0.5", "--set", "VAL.BATCH_IMAGES=2", "--partial-pretrain", "a: b.model"
+    )
+    config = main.load_train_config(args, ToyTask)
+    assert config.TRAIN.LR == 0.5
+    assert config.VAL.BATCH_IMAGES == 2
+    assert config.NETWORK.PARTIAL_PRETRAIN == "a: b.model"
+    assert str(cfg.parent / "out") == config.OUTPUT_PATH
+    assert effective_batch(config.TRAIN, 1) == 4
+
+
+def test_nothing_to_train(cfg):
+    with pytest.raises(ConfigError, match=r"TRAIN\.END_EPOCH: 0: must be at least 1"):
+        main.load_train_config(arguments(cfg, "--set", "TRAIN.END_EPOCH=0"), ToyTask)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ConfigError("no such file"), 2, "error: no such file\n"),
+        (UsageError("--gpus 7"), 2, "error: --gpus 7\n"),
+        (CheckpointError("damaged"), 1, "error: damaged\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_a_mistake_of_the_user_has_no_traceback(capsys, error, status, message):
+    def fail():
+        raise error
+
+    assert main.run(fail) == status
+    assert capsys.readouterr().err == message
+
+
+def test_a_missing_configuration_ends_with_status_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train", "--cfg", str(tmp_path / "none.yaml")])
+    with pytest.raises(SystemExit) as stop:
+        main.train_main(ToyTask)
+    assert stop.value.code == 2
+    assert "none.yaml" in capsys.readouterr().err
+
+
+def test_our_own_errors_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        main.run(lambda: 1 / 0)
+
+
+def test_the_log_does_not_outlive_the_run(tmp_path):
+    before = list(logging.getLogger().handlers)
+    with main.log_file(tmp_path, "x/some.cfg.yaml"):
+        logging.getLogger("common").warning("hello")
+    assert logging.getLogger().handlers == before
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith("some.cfg_")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} hello\n", path.read_text())
+
+
+def test_parameter_table():
+    model = nn.Linear(5, 4)
+    model.bias.requires_grad = False
+    rule = "-" * (10 + 17 + 10 + 6 + 5)
+    assert main.parameter_table(model).splitlines() == [
+        ">> Trainable Parameters:",
+        rule,
+        "|Name      |Dtype            |Shape     |#Params|",
+        rule,
+        "|weight    |torch.float32    |(4, 5)    |20    |",
+        rule,
+        ">> # TrainableParams:    \t0.00\tM",
+        ">> # NonTrainableParams: \t0.00\tM",
+        ">> # TotalParams:        \t0.00\tM",
+    ]
+
+
+def test_seeds():
+    def draw():
+        main.seed_everything(7)
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    assert draw() == draw()
+
+
+def test_an_open_seed_is_drawn():
+    config = toy_config()
+    assert config.RNG_SEED == -1
+    assert main._with_seed(config).RNG_SEED >= 0
+
+
+def test_evaluation_flags():
+    parser = main.evaluation_parser("toy", result_path="./results")
+    args = parser.parse_args([])
+    assert vars(args) == {
+        **{"cudnn_off": False, "set": [], "gpus": None, "result_path": "./results", "result_name": None},
+    }
+    assert parser.parse_args(["--gpus", "0", "1"]).gpus == [0, 1]
+
+
+def test_a_model_from_a_checkpoint(tmp_path):
+    model = ToyModel()
+    with torch.no_grad():
+        model.linear.bias.fill_(9)
+    torch.save(
+        {"state_dict": {f"module.{name}": value for name, value in model.state_dict().items()}},
+        tmp_path / "m",
+    )
+    loaded = main.load_model(ToyTask(toy_config()), tmp_path / "m", torch.device("cpu"))
+    assert loaded.linear.bias.item() == 9
+    assert not loaded.training
+
+
+def test_splits_use_their_own_settings():
+    config = toy_config(BATCH_IMAGES=5).model_copy(update={"RNG_SEED": 0, "NUM_WORKERS_PER_GPU": 0})
+    task = ToyTask(config)
+    assert [len(main.build_split(task, split)) for split in ("train", "val")] == [3, 12]
+    batches = {split: main.build_split(task, split).batch_sampler for split in ("train", "val")}
+    assert {split: (value.shuffle, value.pad) for split, value in batches.items()} == {
+        **{"train": (True, True), "val": (False, False)},
+    }
