@@ -1,0 +1,1 @@
+"""The toy world: a small synthetic world of pictures and texts in the reference's file formats."""
