@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.vcr.world import World, draw
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("drawn") / "toy")
+
+
+@pytest.fixture
+def world(drawn, tmp_path):
+    return World(drawn, tmp_path)

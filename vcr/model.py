@@ -1,0 +1,153 @@
+"""VL-BERT for VCR: which of four answers, or rationales, is right (paper 4.2.1; spec model.md 7.1).
+
+Letters: B images, K boxes, C choices, Q = B * C text sequences, T tokens, R regions of all sequences, H hidden width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from common.modeling.bert import HeadTransform, Kernel
+from common.modeling.fast_rcnn import NUM_CLASSES, FastRCNN
+from common.modeling.visual_linguistic_bert import VisualLinguisticBert
+from common.modeling.visual_linguistic_model import VisualLinguisticModel
+from vcr.config import VCRConfig
+from vcr.dataset import VCRBatch
+
+OBJECT_WORDS = {1: NUM_CLASSES, 2: 1, 3: 0}
+
+
+@dataclass(frozen=True)
+class VCROutputs:
+    """What the model says of a batch.
+
+    Attributes:
+        logits: (B, C) score of every choice; QA->R test has C = 16, four rationales for each of four answers.
+        region_logits: (N, 81) categories of the regions that the regularisation loss looks at, or None.
+        region_classes: (N,) their true categories.
+    """
+
+    logits: Tensor
+    region_logits: Tensor | None = None
+    region_classes: Tensor | None = None
+
+
+class ResNetVLBERT(VisualLinguisticModel):
+    """The VCR model.
+
+    Args:
+        image_feature_extractor: the region branch; None when blind.
+        vlbert: the joint transformer, with pooler.
+        final_mlp: scores the pooled state of a sequence.
+        region_classifier: classifies the final state of every region, or None.
+        object_word_mode: linguistic embedding of regions: 1 by category, 2 shared, 3 mean of the text's words.
+        special_ids: ids of [CLS] and [SEP], which mode 3 leaves out.
+        grounding: see `VisualLinguisticModel`.
+        object_attention: see `VisualLinguisticModel`.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_feature_extractor: FastRCNN | None,
+        vlbert: VisualLinguisticBert,
+        final_mlp: nn.Sequential,
+        region_classifier: nn.Sequential | None = None,
+        object_word_mode: int = 2,
+        special_ids: tuple[int, int] = (101, 102),
+        grounding: bool = True,
+        object_attention: bool = True,
+    ) -> None:
+        super().__init__(
+            image_feature_extractor=image_feature_extractor,
+            num_object_words=OBJECT_WORDS[object_word_mode],
+            hidden_size=vlbert.end_embedding.embedding_dim,
+            grounding=grounding,
+            object_attention=object_attention,
+        )
+        self.special_ids = special_ids
+        self.cnn_loss_reg = region_classifier
+        self.vlbert = vlbert
+        self.final_mlp = final_mlp
+        self.freeze_unseen()
+
+    @classmethod
+    def from_config(cls, config: VCRConfig, special_ids: tuple[int, int]) -> ResNetVLBERT:
+        """The model that the config describes, with its initial values (spec model.md 8.1)."""
+        network = config.NETWORK
+        vlbert = network.VLBERT
+        region_loss = network.ENABLE_CNN_REG_LOSS and not network.BLIND
+        extractor = None
+        if not network.BLIND:
+            extractor = FastRCNN.from_config(config, classify=region_loss and not network.CNN_LOSS_TOP)
+        region_classifier = None
+        if region_loss and network.CNN_LOSS_TOP:
+            region_classifier = nn.Sequential(
+                HeadTransform(vlbert.hidden_size, vlbert.hidden_act),
+                nn.Dropout(network.CNN_REG_DROPOUT),
+                nn.Linear(vlbert.hidden_size, NUM_CLASSES),
+            )
+            for module in region_classifier.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.normal_(module.weight, std=0.02)
+                    nn.init.zeros_(module.bias)
+        return cls(
+            image_feature_extractor=extractor,
+            vlbert=VisualLinguisticBert.from_config(vlbert),
+            final_mlp=_classifier(config),
+            region_classifier=region_classifier,
+            object_word_mode=vlbert.object_word_embed_mode,
+            special_ids=special_ids,
+            grounding=not network.NO_GROUNDING,
+            object_attention=not network.NO_OBJ_ATTENTION,
+        )
+
+    def region_words(self, batch: VCRBatch, region_box: Tensor, region_sequence: Tensor) -> Tensor:  # type: ignore[override]
+        """(R, H): see `VisualLinguisticModel`; mode 3 averages the words of the region's own text sequence."""
+        if self.object_linguistic_embeddings is not None:
+            return super().region_words(batch, region_box, region_sequence)
+        text = batch.text
+        ordinary = torch.ones_like(text.ids, dtype=torch.bool)
+        for special in self.special_ids:
+            ordinary &= text.ids != special
+        # The plain table also where the words are frozen and special ones train apart, as the reference does.
+        words = self.vlbert.word_embeddings(text.ids) * ordinary[:, None]
+        rows = text.lengths.rows()
+        total = words.new_zeros(len(text.lengths), words.shape[1]).index_add(0, rows, words)
+        count = ordinary.new_zeros(len(text.lengths), dtype=words.dtype).index_add(
+            0, rows, ordinary.to(words.dtype)
+        )
+        mean: Tensor = total / count.clamp(min=1)[:, None]
+        return mean[region_sequence]
+
+    def forward(self, batch: VCRBatch, *, kernel: Kernel = "auto") -> VCROutputs:
+        """Scores every choice of every image."""
+        features = self.region_features(batch)
+        encoded = self.encode(batch, features, kernel=kernel)
+        logits = self.final_mlp(self.vlbert.pool(encoded)).view(batch.num_samples, -1)
+        if self.cnn_loss_reg is not None:
+            _, region_box = self.region_rows(batch)
+            assert batch.box_classes is not None
+            return VCROutputs(logits, self.cnn_loss_reg(encoded.regions()), batch.box_classes[region_box])
+        if features is not None and features.class_logits is not None:
+            return VCROutputs(logits, features.class_logits, batch.box_classes)
+        return VCROutputs(logits)
+
+
+def _classifier(config: VCRConfig) -> nn.Sequential:
+    """The answer head: one or two linear layers with dropout in front of each."""
+    network = config.NETWORK
+    hidden, inner = network.VLBERT.hidden_size, network.CLASSIFIER_HIDDEN_SIZE
+    layers: list[nn.Module] = [nn.Dropout(network.CLASSIFIER_DROPOUT)]
+    if network.CLASSIFIER_TYPE == "2fc":
+        layers += [nn.Linear(hidden, inner), nn.ReLU(), nn.Dropout(network.CLASSIFIER_DROPOUT)]
+        hidden = inner
+    layers.append(nn.Linear(hidden, 1))
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers)

@@ -1,0 +1,128 @@
+"""VCR as the engine sees it: losses, metrics and predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.config import ExperimentConfig
+from common.data.tokenization import Tokenizer
+from common.engine.metrics import Ratio, accuracy
+from common.engine.task import Split, Task
+from common.errors import ConfigError
+from common.modeling.losses import choice_bce, mean_or_zero
+from common.modeling.official_names import OfficialNames, strip_wrapper
+from common.modeling.pretrained import (
+    LoadReport,
+    Weights,
+    load_base_models,
+    load_matching,
+    read_weights,
+    rename_prefixes,
+    weights_of,
+)
+from vcr.config import VCRConfig
+from vcr.dataset import VCRBatch, VCRDataset
+from vcr.model import ResNetVLBERT, VCROutputs
+
+RELATIONSHIP = "vlbert.relationsip_head.caption_image_relationship"
+SEGMENTS = "vlbert._module.token_type_embeddings.weight"
+
+
+class VCRTask(Task[VCRConfig, VCRBatch, VCROutputs]):
+    """Q->A or QA->R, as `DATASET.TASK` says."""
+
+    name = "vcr"
+    config_class: ClassVar[type[ExperimentConfig]] = VCRConfig
+    best_metric = "Acc"
+    names = OfficialNames((("vlbert.", "vlbert._module."),))
+
+    def build_dataset(self, split: Split) -> VCRDataset:
+        """Opens and checks the data of one split."""
+        return VCRDataset.from_config(self.config, split)
+
+    def build_model(self) -> ResNetVLBERT:
+        """Builds the network with its initial values."""
+        tokenizer = Tokenizer.from_directory(self.config.NETWORK.BERT_MODEL_NAME)
+        rows = self.config.NETWORK.VLBERT.vocab_size
+        if len(tokenizer.vocab) > rows:
+            raise ConfigError(
+                f"NETWORK.VLBERT.vocab_size: {rows}, but the vocabulary of NETWORK.BERT_MODEL_NAME "
+                f"({self.config.NETWORK.BERT_MODEL_NAME}) has {len(tokenizer.vocab)} words; use at least that"
+            )
+        return ResNetVLBERT.from_config(self.config, (tokenizer.cls_id, tokenizer.sep_id))
+
+    def load_pretrained(self, model: nn.Module) -> list[LoadReport]:
+        """Reads the BERT and ResNet files, then `PARTIAL_PRETRAIN` over them (spec model.md 9.3)."""
+        assert isinstance(model, ResNetVLBERT)
+        reports = load_base_models(model.vlbert, model.image_feature_extractor, self.config)
+        path = self.config.NETWORK.PARTIAL_PRETRAIN
+        if path:
+            weights = weights_of(read_weights(path, "NETWORK.PARTIAL_PRETRAIN"), path)
+            reports.append(load_matching(model, self.adapt_pretrained(weights, path), self.names, path))
+        return reports
+
+    def adapt_pretrained(self, weights: Weights, source: str) -> Weights:
+        """Renames a pre-training checkpoint for VCR and derives the weights that pre-training does not have.
+
+        The relationship head becomes the answer head: its logit is "matches" minus "does not". The second
+        text segment, which pre-training never sees, starts from the first.
+        """
+        network = self.config.NETWORK
+        adapted = rename_prefixes(weights, network.PARTIAL_PRETRAIN_PREFIX_CHANGES, source)
+        adapted = {strip_wrapper(name): value for name, value in adapted.items()}
+        head = {strip_wrapper(name): value for name, value in weights.items() if RELATIONSHIP in name}
+        if network.LOAD_REL_HEAD and network.CLASSIFIER_TYPE == "1fc":
+            for name, value in head.items():
+                adapted[f"final_mlp.1.{name.rpartition('.')[2]}"] = value[1:2].float() - value[0:1].float()
+        if network.PARTIAL_PRETRAIN_SEGMB_INIT and SEGMENTS in adapted:
+            segments = adapted[SEGMENTS].float().clone()
+            segments[1] = segments[0]
+            adapted[SEGMENTS] = segments
+        return adapted
+
+    def losses(self, outputs: VCROutputs, batch: VCRBatch) -> dict[str, Tensor]:
+        """Answer loss, and the region classification loss where it is on (spec model.md 7.1)."""
+        network = self.config.NETWORK
+        assert batch.label is not None
+        logits = outputs.logits.float()
+        if network.CLASSIFIER_SIGMOID:
+            answer = choice_bce(logits, batch.label, network.CLASSIFIER_SIGMOID_LOSS_POSITIVE_WEIGHT)
+        else:
+            answer = F.cross_entropy(logits, batch.label)
+        losses = {"ans_loss": answer}
+        if outputs.region_logits is not None:
+            assert outputs.region_classes is not None
+            per_region = F.cross_entropy(
+                outputs.region_logits.float(), outputs.region_classes, reduction="none"
+            )
+            losses["cnn_regularization_loss"] = mean_or_zero(per_region)
+        return losses
+
+    @property
+    def loss_weights(self) -> Mapping[str, float]:
+        """Weights of both losses."""
+        network = self.config.NETWORK
+        return {"ans_loss": network.ANS_LOSS_WEIGHT, "cnn_regularization_loss": network.CNN_LOSS_WEIGHT}
+
+    def metrics(self, outputs: VCROutputs, batch: VCRBatch, split: Split) -> dict[str, Ratio]:
+        """Share of right choices."""
+        assert batch.label is not None
+        return {"Acc": accuracy(outputs.logits, batch.label)}
+
+    def predictions(self, outputs: VCROutputs, batch: VCRBatch) -> list[dict[str, Any]]:
+        """Logits, and probabilities over each group of four choices, of every sample."""
+        logits = outputs.logits.float()
+        grouped = logits.view(len(logits), batch.num_conditions, -1)
+        probabilities = torch.softmax(grouped, dim=2).flatten(1)
+        labels = [None] * len(logits) if batch.label is None else batch.label.tolist()
+        return [
+            {"annot_id": annot_id, "logits": row, "probabilities": shares, "label": label}
+            for annot_id, row, shares, label in zip(
+                batch.record_ids, logits.tolist(), probabilities.tolist(), labels, strict=True
+            )
+        ]

@@ -1,0 +1,23 @@
+"""Accuracies of Q->A, QA->R and Q->AR on the validation split, from one model or both."""
+
+from __future__ import annotations
+
+import sys
+
+from common.engine.main import run
+from vcr.leaderboard import parser, validate
+
+
+def main() -> None:
+    """Reads the command line, runs the models and prints the accuracies."""
+    flags = parser("Validate VCR models.", "./vcr_val_results")
+    flags.set_defaults(result_name="vl-bert")
+    flags.add_argument("--annot", help="annotation file (default: DATASET.VAL_ANNOTATION_FILE)")
+    result = validate(flags.parse_args())
+    sys.stdout.write("Evaluate...\n")
+    for name, percent in result.items():
+        sys.stdout.write(f"{name}\t{percent:.1f}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
