@@ -1,0 +1,29 @@
+"""Every golden case, compared at its own tolerance."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.golden import data_cases, eval_cases, model_cases, train_cases, unit_cases
+
+RUNNERS = [
+    *model_cases.RUNNERS,
+    *unit_cases.RUNNERS,
+    *data_cases.RUNNERS,
+    *train_cases.RUNNERS,
+    *eval_cases.RUNNERS,
+]
+
+
+def test_golden(golden_case, report):
+    runners = [run for matches, run in RUNNERS if matches(golden_case)]
+    assert len(runners) == 1, f"{len(runners)} runners understand {golden_case.path}; expected one"
+    try:
+        runners[0](golden_case, report)
+    except Exception as error:
+        report.failures.append(f"{type(error).__name__}: {error}")
+        raise
+    if report.pending:
+        pytest.skip(f"area not built yet: {report.pending}")
+    assert report.comparisons or report.skipped, "the case compared nothing"
+    assert not report.failures, "\n".join(report.failures)
