@@ -1,0 +1,1 @@
+"""Speed and memory of training steps and of the data path."""

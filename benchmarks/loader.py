@@ -1,0 +1,63 @@
+"""Speed of the data path: reading, decoding, tokenising, masks, transforms, collation.
+
+`python -m benchmarks.loader` reads the training split of a VCR yaml file, by default that of the toy world, as
+a training does: once in the main process and once with two workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.report import machine, publish
+from common.config import load_config
+from common.engine.main import build_split, run
+from common.engine.trainer import batches_of
+from vcr.config import VCRConfig
+from vcr.task import VCRTask
+
+
+def measure(cfg: str, overrides: list[str], workers: int, num_batches: int) -> dict[str, str | float]:
+    """Reads `num_batches` batches and times all but the first, which waits for the workers to start."""
+    config = load_config(VCRConfig, cfg, [*overrides, f"NUM_WORKERS_PER_GPU={workers}"])
+    batches = iter(itertools.islice(batches_of(build_split(VCRTask(config), "train"), epoch=0), num_batches))
+    next(batches)
+    samples = tokens = regions = 0
+    began = time.perf_counter()
+    for batch in batches:
+        samples += batch.num_samples
+        tokens += batch.text.lengths.total
+        regions += batch.num_boxes.total
+    seconds = time.perf_counter() - began
+    return {
+        "workers": workers,
+        "samples": samples,
+        "samples/s": samples / seconds,
+        "ms/sample": 1000 * seconds / max(samples, 1),
+        "text tokens/s": tokens / seconds,
+        "regions/s": regions / seconds,
+    }
+
+
+def main() -> None:
+    """Measures each number of workers."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cfg", default="cfgs/vcr/toy_q2a.yaml", help="yaml file (default %(default)s)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="as in training")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="default 0 2")
+    parser.add_argument("--batches", type=int, default=100, help="batches to read (default %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
+    arguments = parser.parse_args()
+    rows = [
+        measure(arguments.cfg, arguments.set, workers, arguments.batches) for workers in arguments.workers
+    ]
+    publish(rows, arguments.json, machine=machine())
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,188 @@
+"""Cost of a training step (forward, backward, no optimizer) at real model sizes, beside reference numbers.
+
+`python -m benchmarks.step --workload vcr_base_q2a`; without `--workload`, all. The model of the workload's
+yaml file gets random weights and a random batch with the row lengths of workloads.json; nothing of `data/` or
+`model/` is read. Each workload runs in a fresh process, so that its peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.report import Row, machine, publish
+from common.batch import Batch, TextSequence
+from common.config import load_config
+from common.data.collate import collate
+from common.engine.precision import Precision
+from common.engine.task import Task
+from vcr.config import VCRConfig
+from vcr.dataset import VCRBatch, VCRSample
+from vcr.model import ResNetVLBERT
+from vcr.task import VCRTask
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKLOADS: dict[str, Any] = json.loads((ROOT / "benchmarks/workloads.json").read_text(encoding="utf-8"))
+
+
+class Case(NamedTuple):
+    """What a step needs."""
+
+    task: Task[Any, Any, Any]
+    model: nn.Module
+    batch: Batch
+
+
+def random_text(
+    lengths: tuple[int, int], num_boxes: int, vocab_size: int, rng: np.random.Generator
+) -> TextSequence:
+    """`[CLS] first [SEP] second [SEP]` of the given lengths with random words, each about a random box."""
+    size = sum(lengths) + 3
+    return TextSequence(
+        ids=rng.integers(1, vocab_size, size),
+        types=(np.arange(size) >= lengths[0] + 2).astype(np.int64),
+        tags=rng.integers(0, num_boxes, size),
+    )
+
+
+def random_boxes(width: int, height: int, count: int, rng: np.random.Generator) -> torch.Tensor:
+    """(count + 1, 4) float32: the whole image, then random boxes inside it."""
+    corners = rng.uniform(0, 1, (count, 2, 2)) * (width - 1, height - 1)
+    corners.sort(axis=1)
+    whole = [[0, 0, width - 1, height - 1]]
+    return torch.from_numpy(np.concatenate([whole, corners.reshape(count, 4)])).float()
+
+
+def vcr_case(workload: Mapping[str, Any]) -> Case:
+    """A VCR batch: pictures on the fixed canvas, four answers per question."""
+    config = load_config(VCRConfig, ROOT / "cfgs" / workload["cfg"])
+    mask_size = config.DATASET.MASK_SIZE
+    rng = np.random.default_rng(0)
+    samples = []
+    for index, (width, height) in enumerate(workload["images"]):
+        boxes = random_boxes(width, height, workload["objects"][index], rng)
+        question = workload["question_tokens"][index]
+        samples.append(
+            VCRSample(
+                index=index,
+                record_id=str(index),
+                image=torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8)),
+                canvas=(config.SCALES[0], config.SCALES[1]),
+                im_info=torch.tensor([width, height, 1.0, 1.0]),
+                boxes=boxes,
+                texts=tuple(
+                    random_text((question, answer), len(boxes), config.NETWORK.VLBERT.vocab_size, rng)
+                    for answer in workload["answer_tokens"][index]
+                ),
+                box_classes=torch.from_numpy(rng.integers(0, 81, len(boxes))),
+                box_masks=torch.from_numpy(
+                    rng.integers(0, 2, (len(boxes), mask_size, mask_size)).astype(bool)
+                ),
+                label=torch.tensor(index % 4),
+            )
+        )
+    # Not `task.build_model`, which opens a vocabulary to learn these two ids.
+    model = ResNetVLBERT.from_config(config, special_ids=(101, 102))
+    return Case(VCRTask(config), model, collate(samples, VCRBatch))
+
+
+CASES: dict[str, Callable[[Mapping[str, Any]], Case]] = {"vcr": vcr_case}
+
+
+def memory_mb(device: torch.device, peak: bool) -> float:
+    """Memory allocated on a CUDA device, now or at its peak; on a CPU, the peak of the resident memory."""
+    if device.type == "cuda":
+        return (torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated)(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def measure(name: str, device_name: str, steps: int, fp16: bool) -> dict[str, str | float]:
+    """Runs one workload in this process: one step to warm up, `steps` timed ones, one to count operations."""
+    workload = WORKLOADS[name]
+    device = torch.device(device_name)
+    torch.manual_seed(0)
+    task, model, batch = CASES[workload["task"]](workload)
+    model, batch = model.train().to(device), batch.to(device)
+    precision = Precision(device, fp16)
+    before = memory_mb(device, peak=False)
+    step(task, model, batch, precision)
+    began = time.perf_counter()
+    for _ in range(steps):
+        step(task, model, batch, precision)
+    seconds = (time.perf_counter() - began) / steps
+    peak = memory_mb(device, peak=True)
+    with FlopCounterMode(display=False) as counter:
+        step(task, model, batch, precision)
+    gflop = counter.get_total_flops() / 1e9
+    reference = workload["reference"]
+    return {
+        "workload": name,
+        "GFLOP/step": gflop,
+        "of reference": gflop / reference["gflop_per_step"],
+        "s/step": seconds,
+        "samples/s": batch.num_samples / seconds,
+        "text tokens/s": batch.text.lengths.total / seconds,
+        "regions/s": batch.num_boxes.total / seconds,
+        "MB before": before,
+        "peak MB": peak,
+        "peak of reference": peak / reference["peak_rss_mb"],
+    }
+
+
+def step(task: Task[Any, Any, Any], model: nn.Module, batch: Batch, precision: Precision) -> None:
+    """Forward, weighted losses, backward; waits for the device."""
+    model.zero_grad()
+    with precision.autocast():
+        losses = task.losses(model(batch), batch)
+    precision.backward(
+        torch.stack([task.loss_weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
+    )
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workload", nargs="+", default=["all"], choices=["all", *WORKLOADS], metavar="NAME")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps, after one to warm up (default 2)")
+    parser.add_argument(
+        "--fp16", action="store_true", help="half precision, as TRAIN.FP16 (bfloat16 on a CPU)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measures the chosen workloads; ends with status 1 when one that was asked for by name cannot run."""
+    arguments = parse_arguments()
+    names = list(WORKLOADS) if "all" in arguments.workload else arguments.workload
+    built = [name for name in names if WORKLOADS[name]["task"] in CASES]
+    rows: list[Row] = []
+    for name in built:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            rows.append(
+                pool.submit(measure, name, arguments.device, arguments.steps, arguments.fp16).result()
+            )
+    missing = [name for name in names if name not in built]
+    publish(rows, arguments.json, machine=machine(arguments.device), not_built_yet=missing)
+    raise SystemExit(1 if missing and "all" not in arguments.workload else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+import json
+
+from benchmarks import report
+
+
+def test_table_aligns_columns():
+    rows = [
+        {"name": "a", "GFLOP": 1786.13, "ratio": 0.71234},
+        {"name": "long name", "GFLOP": 12.0, "ratio": 10},
+    ]
+    assert (
+        report.table(rows) == "name       GFLOP   ratio\na          1,786  0.7123\nlong name     12      10"
+    )
+    assert report.table([]) == ""
+
+
+def test_what_is_not_built_is_said(tmp_path, capsys):
+    report.publish([], tmp_path / "out.json", machine={"cores": 2}, not_built_yet=["vqa_base"])
+    assert capsys.readouterr().out == "machine: {\"cores\": 2}\nnot built yet: ['vqa_base']\n"
+    assert json.loads((tmp_path / "out.json").read_text()) == {
+        "machine": {"cores": 2},
+        "not_built_yet": ["vqa_base"],
+        "rows": [],
+    }

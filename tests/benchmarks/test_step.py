@@ -1,0 +1,44 @@
+import json
+
+import pytest
+import torch
+
+from benchmarks import step
+
+TINY = {
+    "task": "vcr",
+    "cfg": "vcr/toy_q2a.yaml",
+    "images": [[160, 60], [128, 96]],
+    "objects": [2, 1],
+    "question_tokens": [3, 4],
+    "answer_tokens": [[2, 3, 4, 5], [1, 1, 1, 1]],
+    "reference": {"gflop_per_step": 1.0, "peak_rss_mb": 100},
+}
+
+
+def test_a_case_has_the_lengths_of_its_workload():
+    batch = step.vcr_case(TINY).batch
+    assert batch.images.shape == (2, 3, 96, 160)
+    assert batch.num_boxes.sizes == (3, 2)
+    assert batch.text.lengths.sizes == (8, 9, 10, 11, 8, 8, 8, 8)
+    assert batch.text.types[:8].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+    x1, y1, x2, y2 = batch.boxes.unbind(1)
+    assert torch.all((x1 <= x2) & (y1 <= y2) & (x2 <= 159) & (y2 <= 95))
+
+
+def test_measures_a_step(monkeypatch):
+    monkeypatch.setitem(step.WORKLOADS, "tiny", TINY)
+    row = step.measure("tiny", "cpu", steps=1, fp16=False)
+    assert row["GFLOP/step"] == row["of reference"] > 0.01
+    assert row["samples/s"] * row["s/step"] == pytest.approx(2)
+    assert row["regions/s"] * row["s/step"] == pytest.approx(5)
+    assert row["peak MB"] == 100 * row["peak of reference"] >= row["MB before"]
+
+
+def test_what_cannot_run_does_not_pass(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("sys.argv", ["step", "--workload", "vqa_base", "--json", str(tmp_path / "out.json")])
+    with pytest.raises(SystemExit) as stop:
+        step.main()
+    assert stop.value.code == 1
+    assert "not built yet: ['vqa_base']" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out.json").read_text())["not_built_yet"] == ["vqa_base"]
