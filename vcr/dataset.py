@@ -19,9 +19,10 @@ from common.batch import Batch, Sample, stacked
 from common.data.coco import CLASS_INDEX
 from common.data.dataset import VisualLinguisticDataset
 from common.data.instance_masks import instance_mask
+from common.data.picture import read_picture
 from common.data.store import JsonLines, Store, parse_model
 from common.data.tokenization import Tokenizer
-from common.data.transforms import fixed_canvas, image_tensor, place_boxes, size_info, target_size
+from common.data.transforms import fixed_canvas, place_boxes
 from common.engine.task import Split
 from common.errors import DataError
 from vcr.config import VCRConfig
@@ -162,21 +163,23 @@ class VCRDataset(VisualLinguisticDataset[VCRSample]):
         flipped = rng.random() < self._flip_prob
         train = self._split == "train"
         name_offset = rng.randrange(len(PERSON_NAMES)) if train else int(self.name_offsets[index])
-        picture = f"{self._images}/{record.img_fn}"
-        image = None if self._network.BLIND else self._store.image(picture)
-        original = image.size if image else self._store.image_size(picture)
-        size = target_size(*original, self._scales)
-        im_info = size_info(original, size)
-        boxes, classes, masks = self._regions(record, original)
+        picture = read_picture(
+            self._store,
+            f"{self._images}/{record.img_fn}",
+            self._scales,
+            flipped=flipped,
+            decode=not self._network.BLIND,
+        )
+        boxes, classes, masks = self._regions(record, picture.whole)
         label = record.answer_label if self._data.TASK == "Q2A" else record.rationale_label
         conditions, choices = self.texts(record, name_offset)
         return VCRSample(
             index=index,
             record_id=record.annot_id,
-            image=image_tensor(image, size, flipped=flipped) if image else None,
-            canvas=fixed_canvas(*size, self._scales),
-            im_info=im_info,
-            boxes=place_boxes(boxes, im_info, flipped=flipped),
+            image=picture.pixels,
+            canvas=fixed_canvas(*picture.size, self._scales),
+            im_info=picture.im_info,
+            boxes=place_boxes(boxes, picture.im_info, flipped=flipped),
             texts=tuple(
                 assemble_text(
                     condition,
@@ -248,7 +251,7 @@ class VCRDataset(VisualLinguisticDataset[VCRSample]):
             )
         return sum(record.objects[place] == "person" for place in self._kept(record))
 
-    def _regions(self, record: VCRRecord, original: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    def _regions(self, record: VCRRecord, whole: tuple[int, int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """Returns boxes (n, 4) in original pixels, classes (n,) and instance masks (n, M, M)."""
         path = f"{self._images}/{record.metadata_fn}"
         found = parse_model(VCRMetadata, self._store.read(path), path)
@@ -263,7 +266,7 @@ class VCRDataset(VisualLinguisticDataset[VCRSample]):
         classes = [CLASS_INDEX[record.objects[place]] for place in kept]
         masks = [instance_mask(found.segms[place], found.boxes[place], size) for place in kept]
         if self._data.ADD_IMAGE_AS_A_BOX:
-            boxes.insert(0, (0, 0, original[0] - 1, original[1] - 1))
+            boxes.insert(0, whole)
             classes.insert(0, 0)
             masks.insert(0, np.ones(size, dtype=np.bool_))
         if not boxes:

@@ -17,13 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from common.config import load_config
-from common.engine import distributed
 from common.engine.evaluator import predict
 from common.engine.main import build_split, evaluation_parser, load_model
 from common.engine.precision import Precision
+from common.engine.results import keep_checkpoint, prepare_device, result_folder, write_result
 from common.engine.task import Split
-from common.errors import ConfigError, DataError, UsageError
-from common.files import link_file, replace_file
+from common.errors import DataError, UsageError
 from vcr.config import VCRConfig
 from vcr.dataset import NUM_CHOICES, VCRDataset
 from vcr.task import VCRTask
@@ -76,7 +75,6 @@ def parser(description: str, result_path: str) -> argparse.ArgumentParser:
         result.add_argument(f"--{letter}-ckpt", help=f"checkpoint of the {name} model")
         result.add_argument(f"--{letter}-bs", type=int, help=f"batch size of the {name} model")
     result.add_argument("--use-cache", action="store_true", help="use result files that exist already")
-    result.add_argument("--fp16", action="store_true", help="compute in half precision")
     return result
 
 
@@ -116,23 +114,11 @@ def runs(args: argparse.Namespace, split: Split, annotations: str | None) -> lis
     return found
 
 
-def prepare(args: argparse.Namespace) -> tuple[Path, torch.device, Precision]:
-    """Result folder, device and number format of an evaluation."""
-    folder = Path(args.result_path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--result-path: {folder}: cannot write there: {error.strerror}") from error
-    listed = "0" if torch.cuda.is_available() else "cpu"
-    device = distributed.prepare(dist_flag=False, slurm=False, gpus_flag=args.gpus, gpus_listed=listed)
-    torch.backends.cudnn.enabled = not args.cudnn_off
-    return folder, device, Precision(device, args.fp16)
-
-
 def validate(args: argparse.Namespace) -> dict[str, float]:
     """Runs `vcr/val.py`: saves the logits of every model and returns the accuracies in percent."""
     evaluated = runs(args, "val", args.annot)
-    folder, device, precision = prepare(args)
+    folder = result_folder(args.result_path)
+    device, precision = prepare_device(args)
     right: dict[Part, NDArray[np.bool_]] = {}
     for run in evaluated:
         path = folder / f"{args.result_name}_{'a' if run.part == 'Q2A' else 'r'}_pred.npy"
@@ -146,7 +132,7 @@ def validate(args: argparse.Namespace) -> dict[str, float]:
             records = run.records("val", device, precision)
             logits = np.array([record["logits"] for record in records], dtype=np.float64)
             labels = np.array([record["label"] for record in records])
-            _write(path, _save(logits))
+            write_result(path, _save(logits))
         right[run.part] = logits.argmax(axis=1) == labels
     return accuracies(right)
 
@@ -168,7 +154,8 @@ def accuracies(right: Mapping[Part, NDArray[np.bool_]]) -> dict[str, float]:
 def write_test_files(args: argparse.Namespace) -> list[Path]:
     """Runs `vcr/test.py`: writes probabilities of every model, and the leaderboard file with both."""
     evaluated = runs(args, "test", args.test_file)
-    folder, device, precision = prepare(args)
+    folder = result_folder(args.result_path)
+    device, precision = prepare_device(args)
     written = []
     for run in evaluated:
         prefix = run.task.config.MODEL_PREFIX
@@ -197,7 +184,7 @@ def test_part(run: Run, csv: Path, device: torch.device, precision: Precision) -
     """Writes the test result of one model, and keeps its checkpoint beside it."""
     records = run.records("test", device, precision)
     name = f"{run.task.config.MODEL_PREFIX}_test_ckpt_{run.part}.model"
-    _keep_checkpoint(run.checkpoint, csv.with_name(name))
+    keep_checkpoint(run.checkpoint, csv.with_name(name))
     write_part(records, run.part, csv)
 
 
@@ -205,11 +192,11 @@ def write_part(records: Sequence[Mapping[str, Any]], part: Part, csv: Path) -> N
     """Writes the probabilities of one model as `.npy` and as `.csv`, one row per question in dataset order."""
     values = np.array([record["probabilities"] for record in records], dtype=np.float32)
     npy = csv.with_suffix(".npy")
-    _write(npy, _save(values))
+    write_result(npy, _save(values))
     logger.info("result npy saved to %s.", npy)
     table = pd.DataFrame(values, columns=COLUMNS[part])
     table.insert(0, "annot_id", [record["annot_id"] for record in records])
-    _write(csv, lambda temporary: table.to_csv(temporary, index=False))
+    write_result(csv, lambda temporary: table.to_csv(temporary, index=False))
     logger.info("result csv saved to %s.", csv)
 
 
@@ -228,7 +215,7 @@ def merge_result(q2a: Path, qa2r: Path, merged: Path) -> None:
     if set(tables[0]["annot_id"]) != set(tables[1]["annot_id"]):
         raise DataError(f"{q2a} and {qa2r} do not hold the same questions; test both on one file")
     joined = tables[0].merge(tables[1], on="annot_id", how="inner")
-    _write(merged, lambda temporary: joined.to_csv(temporary, index=False))
+    write_result(merged, lambda temporary: joined.to_csv(temporary, index=False))
     logger.info("merged result csv saved to %s.", merged)
 
 
@@ -245,25 +232,9 @@ def _cached(path: Path) -> NDArray[np.float64]:
     return values
 
 
-def _write(path: Path, fill: Callable[[Path], object]) -> None:
-    """Writes a result on one process only."""
-    if not distributed.is_main():
-        return
-    try:
-        replace_file(path, fill)
-    except OSError as error:
-        raise ConfigError(f"--result-path: {path}: cannot write there: {error.strerror}") from error
-
-
 def _save(values: NDArray[Any]) -> Callable[[Path], None]:
     def fill(path: Path) -> None:
         with path.open("wb") as file:  # given a name, NumPy would append its suffix
             np.save(file, values)
 
     return fill
-
-
-def _keep_checkpoint(source: Path, copy: Path) -> None:
-    """Keeps the tested checkpoint beside its results."""
-    if distributed.is_main() and not (copy.exists() and copy.samefile(source)):
-        link_file(source, copy)

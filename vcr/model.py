@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from common.modeling.bert import HeadTransform, Kernel
+from common.modeling.bert import Kernel, init_bert_weights
 from common.modeling.fast_rcnn import NUM_CLASSES, FastRCNN
+from common.modeling.heads import classifier, region_classifier
 from common.modeling.visual_linguistic_bert import VisualLinguisticBert
 from common.modeling.visual_linguistic_model import VisualLinguisticModel
 from vcr.config import VCRConfig
@@ -42,7 +43,7 @@ class ResNetVLBERT(VisualLinguisticModel):
         image_feature_extractor: the region branch; None when blind.
         vlbert: the joint transformer, with pooler.
         final_mlp: scores the pooled state of a sequence.
-        region_classifier: classifies the final state of every region, or None.
+        cnn_loss_reg: classifies the final state of every region, or None.
         object_word_mode: linguistic embedding of regions: 1 by category, 2 shared, 3 mean of the text's words.
         special_ids: ids of [CLS] and [SEP], which mode 3 leaves out.
         grounding: see `VisualLinguisticModel`.
@@ -55,7 +56,7 @@ class ResNetVLBERT(VisualLinguisticModel):
         image_feature_extractor: FastRCNN | None,
         vlbert: VisualLinguisticBert,
         final_mlp: nn.Sequential,
-        region_classifier: nn.Sequential | None = None,
+        cnn_loss_reg: nn.Sequential | None = None,
         object_word_mode: int = 2,
         special_ids: tuple[int, int] = (101, 102),
         grounding: bool = True,
@@ -69,7 +70,7 @@ class ResNetVLBERT(VisualLinguisticModel):
             object_attention=object_attention,
         )
         self.special_ids = special_ids
-        self.cnn_loss_reg = region_classifier
+        self.cnn_loss_reg = cnn_loss_reg
         self.vlbert = vlbert
         self.final_mlp = final_mlp
         self.freeze_unseen()
@@ -83,22 +84,23 @@ class ResNetVLBERT(VisualLinguisticModel):
         extractor = None
         if not network.BLIND:
             extractor = FastRCNN.from_config(config, classify=region_loss and not network.CNN_LOSS_TOP)
-        region_classifier = None
+        top = None
         if region_loss and network.CNN_LOSS_TOP:
-            region_classifier = nn.Sequential(
-                HeadTransform(vlbert.hidden_size, vlbert.hidden_act),
-                nn.Dropout(network.CNN_REG_DROPOUT),
-                nn.Linear(vlbert.hidden_size, NUM_CLASSES),
+            top = region_classifier(
+                vlbert.hidden_size, NUM_CLASSES, vlbert.hidden_act, network.CNN_REG_DROPOUT
             )
-            for module in region_classifier.modules():
-                if isinstance(module, nn.Linear):
-                    nn.init.normal_(module.weight, std=0.02)
-                    nn.init.zeros_(module.bias)
+            init_bert_weights(top, 0.02)
         return cls(
             image_feature_extractor=extractor,
             vlbert=VisualLinguisticBert.from_config(vlbert),
-            final_mlp=_classifier(config),
-            region_classifier=region_classifier,
+            final_mlp=classifier(
+                network.CLASSIFIER_TYPE,
+                hidden_size=vlbert.hidden_size,
+                outputs=1,
+                dropout=network.CLASSIFIER_DROPOUT,
+                inner_size=network.CLASSIFIER_HIDDEN_SIZE,
+            ),
+            cnn_loss_reg=top,
             object_word_mode=vlbert.object_word_embed_mode,
             special_ids=special_ids,
             grounding=not network.NO_GROUNDING,
@@ -135,19 +137,3 @@ class ResNetVLBERT(VisualLinguisticModel):
         if features is not None and features.class_logits is not None:
             return VCROutputs(logits, features.class_logits, batch.box_classes)
         return VCROutputs(logits)
-
-
-def _classifier(config: VCRConfig) -> nn.Sequential:
-    """The answer head: one or two linear layers with dropout in front of each."""
-    network = config.NETWORK
-    hidden, inner = network.VLBERT.hidden_size, network.CLASSIFIER_HIDDEN_SIZE
-    layers: list[nn.Module] = [nn.Dropout(network.CLASSIFIER_DROPOUT)]
-    if network.CLASSIFIER_TYPE == "2fc":
-        layers += [nn.Linear(hidden, inner), nn.ReLU(), nn.Dropout(network.CLASSIFIER_DROPOUT)]
-        hidden = inner
-    layers.append(nn.Linear(hidden, 1))
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-    return nn.Sequential(*layers)

@@ -7,24 +7,14 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.config import ExperimentConfig
-from common.data.tokenization import Tokenizer
 from common.engine.metrics import Ratio, accuracy
 from common.engine.task import Split, Task
-from common.errors import ConfigError
 from common.modeling.losses import choice_bce, mean_or_zero
 from common.modeling.official_names import OfficialNames, strip_wrapper
-from common.modeling.pretrained import (
-    LoadReport,
-    Weights,
-    load_base_models,
-    load_matching,
-    read_weights,
-    rename_prefixes,
-    weights_of,
-)
+from common.modeling.pretrained import Weights
 from vcr.config import VCRConfig
 from vcr.dataset import VCRBatch, VCRDataset
 from vcr.model import ResNetVLBERT, VCROutputs
@@ -47,24 +37,8 @@ class VCRTask(Task[VCRConfig, VCRBatch, VCROutputs]):
 
     def build_model(self) -> ResNetVLBERT:
         """Builds the network with its initial values."""
-        tokenizer = Tokenizer.from_directory(self.config.NETWORK.BERT_MODEL_NAME)
-        rows = self.config.NETWORK.VLBERT.vocab_size
-        if len(tokenizer.vocab) > rows:
-            raise ConfigError(
-                f"NETWORK.VLBERT.vocab_size: {rows}, but the vocabulary of NETWORK.BERT_MODEL_NAME "
-                f"({self.config.NETWORK.BERT_MODEL_NAME}) has {len(tokenizer.vocab)} words; use at least that"
-            )
+        tokenizer = self.open_tokenizer()
         return ResNetVLBERT.from_config(self.config, (tokenizer.cls_id, tokenizer.sep_id))
-
-    def load_pretrained(self, model: nn.Module) -> list[LoadReport]:
-        """Reads the BERT and ResNet files, then `PARTIAL_PRETRAIN` over them (spec model.md 9.3)."""
-        assert isinstance(model, ResNetVLBERT)
-        reports = load_base_models(model.vlbert, model.image_feature_extractor, self.config)
-        path = self.config.NETWORK.PARTIAL_PRETRAIN
-        if path:
-            weights = weights_of(read_weights(path, "NETWORK.PARTIAL_PRETRAIN"), path)
-            reports.append(load_matching(model, self.adapt_pretrained(weights, path), self.names, path))
-        return reports
 
     def adapt_pretrained(self, weights: Weights, source: str) -> Weights:
         """Renames a pre-training checkpoint for VCR and derives the weights that pre-training does not have.
@@ -73,8 +47,8 @@ class VCRTask(Task[VCRConfig, VCRBatch, VCROutputs]):
         text segment, which pre-training never sees, starts from the first.
         """
         network = self.config.NETWORK
-        adapted = rename_prefixes(weights, network.PARTIAL_PRETRAIN_PREFIX_CHANGES, source)
-        adapted = {strip_wrapper(name): value for name, value in adapted.items()}
+        renamed = super().adapt_pretrained(weights, source)
+        adapted = {strip_wrapper(name): value for name, value in renamed.items()}
         head = {strip_wrapper(name): value for name, value in weights.items() if RELATIONSHIP in name}
         if network.LOAD_REL_HEAD and network.CLASSIFIER_TYPE == "1fc":
             for name, value in head.items():

@@ -91,6 +91,7 @@ def evaluation_parser(description: str, result_path: str | None = None) -> argpa
     """Returns the flags that every `val.py` and `test.py` has; tasks add theirs for configurations."""
     result = parser(description)
     result.add_argument("--gpus", type=int, nargs="+", metavar="N", help="GPUs to use; -1 for the CPU")
+    result.add_argument("--fp16", action="store_true", help="compute in half precision")
     result.add_argument("--result-path", default=result_path, help="folder of the result files")
     result.add_argument("--result-name", help="first part of their names (default: MODEL_PREFIX)")
     return result

@@ -11,9 +11,20 @@ from torch import Tensor, nn
 from common.batch import Batch
 from common.config import ExperimentConfig
 from common.data.dataset import VisualLinguisticDataset
+from common.data.tokenization import Tokenizer
 from common.engine.metrics import Ratio
+from common.errors import ConfigError
 from common.modeling.official_names import OfficialNames
-from common.modeling.pretrained import LoadReport
+from common.modeling.pretrained import (
+    LoadReport,
+    Weights,
+    load_base_models,
+    load_matching,
+    read_weights,
+    rename_prefixes,
+    weights_of,
+)
+from common.modeling.visual_linguistic_model import VisualLinguisticModel
 
 Split = Literal["train", "val", "test"]
 
@@ -50,9 +61,36 @@ class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
     def build_model(self) -> nn.Module:
         """Builds the network with its initial values; reads no weight file."""
 
-    @abstractmethod
     def load_pretrained(self, model: nn.Module) -> list[LoadReport]:
-        """Fills a fresh model from the language, image and partial-pretrain files that the config names."""
+        """Fills a fresh model from the BERT and ResNet files of the config, then from `PARTIAL_PRETRAIN`."""
+        assert isinstance(model, VisualLinguisticModel)
+        reports = load_base_models(model.vlbert, model.image_feature_extractor, self.config)
+        path = self.config.NETWORK.PARTIAL_PRETRAIN
+        if path:
+            weights = weights_of(read_weights(path, "NETWORK.PARTIAL_PRETRAIN"), path)
+            adapted = self.adapt_pretrained(weights, path)
+            reports.append(load_matching(model, adapted, self.names, path))
+        return reports
+
+    def adapt_pretrained(self, weights: Weights, source: str) -> Weights:
+        """Renames the weights of a pre-training checkpoint as the config says (spec model.md 9.3)."""
+        return rename_prefixes(weights, self.config.NETWORK.PARTIAL_PRETRAIN_PREFIX_CHANGES, source)
+
+    def open_tokenizer(self) -> Tokenizer:
+        """The tokenizer of `NETWORK.BERT_MODEL_NAME`.
+
+        Raises:
+            ConfigError: its vocabulary is larger than the model's table.
+        """
+        network = self.config.NETWORK
+        tokenizer = Tokenizer.from_directory(network.BERT_MODEL_NAME)
+        if len(tokenizer.vocab) > network.VLBERT.vocab_size:
+            raise ConfigError(
+                f"NETWORK.VLBERT.vocab_size: {network.VLBERT.vocab_size}, but the vocabulary of "
+                f"NETWORK.BERT_MODEL_NAME ({network.BERT_MODEL_NAME}) has {len(tokenizer.vocab)} words; "
+                "use at least that"
+            )
+        return tokenizer
 
     @abstractmethod
     def losses(self, outputs: OutputsT, batch: BatchT) -> dict[str, Tensor]:

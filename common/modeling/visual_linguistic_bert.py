@@ -16,17 +16,8 @@ from typing_extensions import Self
 
 from common.batch import Lengths
 from common.config_sections import VLBertConfig
-from common.modeling.bert import (
-    Encoder,
-    EncoderOutput,
-    Kernel,
-    MLMHead,
-    MVRCHead,
-    Pooler,
-    RelationshipHead,
-    init_bert_weights,
-    layer_norm,
-)
+from common.modeling.bert import Encoder, EncoderOutput, Kernel, init_bert_weights, layer_norm
+from common.modeling.heads import MLMHead, MVRCHead, Pooler, RelationshipHead
 from common.modeling.packing import Packing
 
 NUM_SPECIAL_WORDS = 1000

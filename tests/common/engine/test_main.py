@@ -193,7 +193,14 @@ def test_evaluation_flags():
     parser = main.evaluation_parser("toy", result_path="./results")
     args = parser.parse_args([])
     assert vars(args) == {
-        **{"cudnn_off": False, "set": [], "gpus": None, "result_path": "./results", "result_name": None},
+        **{
+            "cudnn_off": False,
+            "set": [],
+            "gpus": None,
+            "fp16": False,
+            "result_path": "./results",
+            "result_name": None,
+        },
     }
     assert parser.parse_args(["--gpus", "0", "1"]).gpus == [0, 1]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.batch import Lengths
-from common.modeling.bert import Encoder, HeadTransform, MLMHead, MVRCHead, Pooler, RelationshipHead
+from common.modeling.bert import Encoder
 
 LENGTHS = [Lengths.of([5, 1, 3]), Lengths.of([4, 4])]
 SIZES = {"hidden_size": 8, "num_heads": 2, "intermediate_size": 12, "activation": "gelu"}
@@ -68,15 +68,3 @@ def test_dropout_acts_in_training_only(kernel):
     assert not torch.equal(model(x, lengths, kernel=kernel).hidden, model(x, lengths, kernel=kernel).hidden)
     model.eval()
     assert torch.equal(model(x, lengths, kernel=kernel).hidden, model(x, lengths, kernel=kernel).hidden)
-
-
-def test_heads():
-    x = torch.randn(3, 8)
-    assert Pooler(8)(x).abs().max() <= 1
-    assert RelationshipHead(8)(x).shape == (3, 2)
-    assert MVRCHead(8, 5, "relu")(x).shape == (3, 5)
-    table = torch.randn(7, 8)
-    head = MLMHead(8, 7, "swish")
-    expected = head.predictions.transform(x) @ table.T + head.predictions.bias
-    torch.testing.assert_close(head(x, table), expected)
-    assert not hasattr(HeadTransform(8, "gelu"), "LayerNorm")
