@@ -14,7 +14,8 @@ from pathlib import Path
 
 from benchmarks.report import machine, publish
 from common.config import load_config
-from common.engine.main import build_split, run
+from common.engine.build import build_split
+from common.engine.main import run
 from common.engine.trainer import batches_of
 from vcr.config import VCRConfig
 from vcr.task import VCRTask

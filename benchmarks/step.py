@@ -146,9 +146,7 @@ def step(task: Task[Any, Any, Any], model: nn.Module, batch: Batch, precision: P
     model.zero_grad()
     with precision.autocast():
         losses = task.losses(model(batch), batch)
-    precision.backward(
-        torch.stack([task.loss_weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
-    )
+    precision.backward(task.total(losses))
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

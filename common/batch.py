@@ -85,7 +85,7 @@ class Lengths(Record):
         index = torch.arange(self.total, device=self.tensor.device)
         return index - self.starts[self.rows()]
 
-    def select(self, rows: Lengths) -> Lengths:
+    def repeat(self, rows: Lengths) -> Lengths:
         """Repeats row i `rows.sizes[i]` times: the lengths of boxes as every text sequence sees them."""
         sizes = tuple(size for size, times in zip(self.sizes, rows.sizes, strict=True) for _ in range(times))
         return Lengths(sizes, self.tensor[rows.rows()])

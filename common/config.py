@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from common.config_files import ValueTree, read_tree
 from common.config_sections import DatasetConfig, LoopConfig, NetworkConfig, Section, TestConfig, TrainConfig
-from common.config_types import FromMinusOne, Gpus, Natural, Positive, Scales, allowed_text
+from common.config_types import FromMinusOne, Gpus, Natural, Positive, Scales, Split, allowed_text
 from common.errors import ConfigError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ class ExperimentConfig(Section):
 
     dead: ClassVar[DeadKeys] = {
         "DATASET.LABEL_INDEX_IN_BATCH": (7, -1),
+        "DATASET.ROOT_PATH": ("./",),
+        "DATASET.IGNORE_DB_CACHE": (False,),
         "NETWORK.BERT_FROZEN": (False,),
         "NETWORK.BERT_ALIGN_QUESTION": (),
         "NETWORK.BERT_ALIGN_ANSWER": (),
@@ -83,6 +85,11 @@ class ExperimentConfig(Section):
     """Validation."""
     TEST: TestConfig = TestConfig()
     """Testing."""
+
+    def loop(self, split: Split) -> LoopConfig:
+        """The section `TRAIN`, `VAL` or `TEST`."""
+        section: LoopConfig = getattr(self, split.upper())
+        return section
 
     @property
     def datasets(self) -> tuple[DatasetConfig, ...]:

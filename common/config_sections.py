@@ -29,6 +29,7 @@ from common.config_types import (
     Positive,
     Probability,
     Renames,
+    Split,
     Stages,
 )
 
@@ -62,7 +63,7 @@ class DatasetConfig(Section):
     DATASET_PATH: str = ""
     """Directory of the dataset's files."""
     ROOT_PATH: str = ""
-    """Directory in which cache/ is created for indexes of the annotations."""
+    """Directory of the reference's cache; nothing is cached."""
     TRAIN_IMAGE_SET: str = ""
     """Split used for training, several joined with + (VCR: image folder); also part of the output path.
     VQA: train2014, val2014, minival2014, valminusminival2014. RefCOCO: train. Pretrain: train, val.
@@ -88,7 +89,7 @@ class DatasetConfig(Section):
     CACHE_MODE: MustBeFalse = False
     """Holding the whole dataset in memory does not exist."""
     IGNORE_DB_CACHE: bool = True
-    """Read the annotations themselves, not the index cached below ROOT_PATH/cache."""
+    """The annotations themselves are always read."""
     MASK_SIZE: Positive = 14
     """VCR: side of the instance masks in cells; equals the region feature map, so 14 with
     NETWORK.IMAGE_C5_DILATED and 7 without.
@@ -101,6 +102,14 @@ class DatasetConfig(Section):
     """A record that cannot be read: raise stops and names it; skip takes the next good one, counts, and
     stops above 1 % of the records. New key.
     """
+
+    def image_set(self, split: Split) -> str:
+        """Value of `{SPLIT}_IMAGE_SET`."""
+        return str(getattr(self, f"{split.upper()}_IMAGE_SET"))
+
+    def annotation_file(self, split: Split) -> str:
+        """Value of `{SPLIT}_ANNOTATION_FILE`."""
+        return str(getattr(self, f"{split.upper()}_ANNOTATION_FILE"))
 
 
 class AnswerVocabularyKeys(Section):

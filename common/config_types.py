@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
+Split = Literal["train", "val", "test"]
+"""Part of the data that a run reads."""
+
 
 @dataclass(frozen=True)
 class Allowed:

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
 from torch import Tensor
-from typing_extensions import Self
 
 from common.batch import Batch, Sample, stacked
+from common.config_types import Split
 from common.data.coco import CLASS_INDEX
 from common.data.dataset import VisualLinguisticDataset
 from common.data.instance_masks import instance_mask
@@ -23,7 +23,6 @@ from common.data.picture import read_picture
 from common.data.store import JsonLines, Store, parse_model
 from common.data.tokenization import Tokenizer
 from common.data.transforms import fixed_canvas, place_boxes
-from common.engine.task import Split
 from common.errors import DataError
 from vcr.config import VCRConfig
 from vcr.text import (
@@ -135,20 +134,15 @@ class VCRDataset(VisualLinguisticDataset[VCRSample]):
         self._network = config.NETWORK
         self._scales = config.SCALES
         self._split = split
-        self._flip_prob: float = getattr(config, split.upper()).FLIP_PROB
+        self._flip_prob = config.loop(split).FLIP_PROB
         self._tokenizer = tokenizer
-        root, image_set = Path(data.DATASET_PATH), getattr(data, f"{split.upper()}_IMAGE_SET")
+        root, image_set = Path(data.DATASET_PATH), data.image_set(split)
         self._images = str(root / (f"{image_set}.zip@/{image_set}" if data.ZIP_MODE else image_set))
         self._store = Store([self._images])
-        annotations = root / getattr(data, f"{split.upper()}_ANNOTATION_FILE")
+        annotations = root / data.annotation_file(split)
         self.records = JsonLines(str(annotations), VCRRecord)
         persons = [self._count_persons(index, record) for index, record in enumerate(self.records)]
         self.name_offsets: NDArray[np.int64] = np.cumsum([0, *persons[:-1]]) % len(PERSON_NAMES)
-
-    @classmethod
-    def from_config(cls, config: VCRConfig, split: Split) -> Self:
-        """Opens the data of a split as the configuration says."""
-        return cls(config, split, Tokenizer.from_directory(config.NETWORK.BERT_MODEL_NAME))
 
     def __len__(self) -> int:
         return len(self.records)

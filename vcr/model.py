@@ -5,13 +5,14 @@ Letters: B images, K boxes, C choices, Q = B * C text sequences, T tokens, R reg
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from common.batch import Batch, Lengths
 from common.modeling.bert import Kernel, init_bert_weights
-from common.modeling.fast_rcnn import NUM_CLASSES, FastRCNN
+from common.modeling.fast_rcnn import NUM_CLASSES, FastRCNN, RegionFeatures
 from common.modeling.heads import classifier, region_classifier
 from common.modeling.visual_linguistic_bert import VisualLinguisticBert
 from common.modeling.visual_linguistic_model import VisualLinguisticModel
@@ -46,8 +47,8 @@ class ResNetVLBERT(VisualLinguisticModel):
         cnn_loss_reg: classifies the final state of every region, or None.
         object_word_mode: linguistic embedding of regions: 1 by category, 2 shared, 3 mean of the text's words.
         special_ids: ids of [CLS] and [SEP], which mode 3 leaves out.
-        grounding: see `VisualLinguisticModel`.
-        object_attention: see `VisualLinguisticModel`.
+        grounding: False gives every word the feature of the whole image instead of its own box.
+        object_attention: False leaves the regions out of the sequence.
     """
 
     def __init__(
@@ -65,15 +66,17 @@ class ResNetVLBERT(VisualLinguisticModel):
         super().__init__(
             image_feature_extractor=image_feature_extractor,
             num_object_words=OBJECT_WORDS[object_word_mode],
-            hidden_size=vlbert.end_embedding.embedding_dim,
-            grounding=grounding,
-            object_attention=object_attention,
+            hidden_size=vlbert.hidden_size,
         )
+        self.grounding = grounding
+        self.object_attention = object_attention and image_feature_extractor is not None
         self.special_ids = special_ids
         self.cnn_loss_reg = cnn_loss_reg
         self.vlbert = vlbert
         self.final_mlp = final_mlp
-        self.freeze_unseen()
+        if image_feature_extractor is None:  # no picture can train them
+            for parameter in vlbert.visual_parameters():
+                parameter.requires_grad_(False)
 
     @classmethod
     def from_config(cls, config: VCRConfig, special_ids: tuple[int, int]) -> ResNetVLBERT:
@@ -107,7 +110,23 @@ class ResNetVLBERT(VisualLinguisticModel):
             object_attention=not network.NO_OBJ_ATTENTION,
         )
 
-    def region_words(self, batch: VCRBatch, region_box: Tensor, region_sequence: Tensor) -> Tensor:  # type: ignore[override]
+    def text_visual(self, batch: Batch, features: RegionFeatures | None) -> tuple[Tensor, Tensor]:
+        """See `VisualLinguisticModel`; a blind model's words carry zeros."""
+        text = batch.text
+        if features is None:
+            return torch.zeros(1, self.vlbert.visual_size, device=text.ids.device), torch.zeros_like(text.ids)
+        if not self.grounding:
+            batch = replace(batch, text=replace(text, tags=torch.zeros_like(text.tags)))
+        return super().text_visual(batch, features)
+
+    def regions(self, batch: Batch) -> tuple[Lengths, Tensor]:
+        """See `VisualLinguisticModel`; none without object attention."""
+        if self.object_attention:
+            return super().regions(batch)
+        ids = batch.text.ids
+        return Lengths.of([0] * len(batch.text.lengths), ids.device), ids.new_zeros(0)
+
+    def region_words(self, batch: Batch, region_box: Tensor, region_sequence: Tensor) -> Tensor:
         """(R, H): see `VisualLinguisticModel`; mode 3 averages the words of the region's own text sequence."""
         if self.object_linguistic_embeddings is not None:
             return super().region_words(batch, region_box, region_sequence)
@@ -131,9 +150,9 @@ class ResNetVLBERT(VisualLinguisticModel):
         encoded = self.encode(batch, features, kernel=kernel)
         logits = self.final_mlp(self.vlbert.pool(encoded)).view(batch.num_samples, -1)
         if self.cnn_loss_reg is not None:
-            _, region_box = self.region_rows(batch)
             assert batch.box_classes is not None
-            return VCROutputs(logits, self.cnn_loss_reg(encoded.regions()), batch.box_classes[region_box])
+            classes = batch.box_classes[encoded.region_visual]
+            return VCROutputs(logits, self.cnn_loss_reg(encoded.regions()), classes)
         if features is not None and features.class_logits is not None:
             return VCROutputs(logits, features.class_logits, batch.box_classes)
         return VCROutputs(logits)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -10,13 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.config import ExperimentConfig
+from common.config_types import Split
 from common.engine.metrics import Ratio, accuracy
-from common.engine.task import Split, Task
+from common.engine.task import Task
 from common.modeling.losses import choice_bce, mean_or_zero
 from common.modeling.official_names import OfficialNames, strip_wrapper
 from common.modeling.pretrained import Weights
 from vcr.config import VCRConfig
 from vcr.dataset import VCRBatch, VCRDataset
+from vcr.leaderboard import COLUMNS, write_probabilities
 from vcr.model import ResNetVLBERT, VCROutputs
 
 RELATIONSHIP = "vlbert.relationsip_head.caption_image_relationship"
@@ -33,11 +36,11 @@ class VCRTask(Task[VCRConfig, VCRBatch, VCROutputs]):
 
     def build_dataset(self, split: Split) -> VCRDataset:
         """Opens and checks the data of one split."""
-        return VCRDataset.from_config(self.config, split)
+        return VCRDataset(self.config, split, self.tokenizer)
 
     def build_model(self) -> ResNetVLBERT:
         """Builds the network with its initial values."""
-        tokenizer = self.open_tokenizer()
+        tokenizer = self.tokenizer
         return ResNetVLBERT.from_config(self.config, (tokenizer.cls_id, tokenizer.sep_id))
 
     def adapt_pretrained(self, weights: Weights, source: str) -> Weights:
@@ -100,3 +103,11 @@ class VCRTask(Task[VCRConfig, VCRBatch, VCROutputs]):
                 batch.record_ids, logits.tolist(), probabilities.tolist(), labels, strict=True
             )
         ]
+
+    def result_file(self, folder: Path, name: str) -> Path:
+        """`{name}_test_result_{Q2A or QA2R}.csv`."""
+        return folder / f"{name}_test_result_{self.config.DATASET.TASK}.csv"
+
+    def write_predictions(self, records: Sequence[Mapping[str, Any]], path: Path) -> None:
+        """Writes the probabilities, as csv and beside it as npy."""
+        write_probabilities(records, COLUMNS[self.config.DATASET.TASK], path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from common.engine.main import run
-from vcr.leaderboard import parser, write_test_files
+from vcr.evaluation import parser, write_test_files
 
 
 def main() -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from common.engine.main import train_main
-from vcr.leaderboard import test_best
 from vcr.task import VCRTask
 
 if __name__ == "__main__":
-    train_main(VCRTask, test_best)
+    train_main(VCRTask)

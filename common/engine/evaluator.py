@@ -12,10 +12,11 @@ from torch import nn
 from tqdm import tqdm
 
 from common.batch import Batch
+from common.config_types import Split
 from common.engine import distributed
 from common.engine.metrics import Metrics, loss_meter
 from common.engine.precision import Precision
-from common.engine.task import Split, Task
+from common.engine.task import Task
 from common.engine.trainer import Loader, batches_of
 
 

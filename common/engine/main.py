@@ -18,16 +18,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from common.config import ExperimentConfig, dump_config, load_config
-from common.data.loader import BatchLoader, build_loader
-from common.data.sampling import EpochBatches
+from common.config_types import Split
 from common.engine import checkpoint, distributed
+from common.engine.build import AnyTask, build_split
 from common.engine.callbacks import (
     Callback,
     Checkpointing,
@@ -39,17 +38,12 @@ from common.engine.callbacks import (
 from common.engine.evaluator import evaluate
 from common.engine.optim import build_optimizer, build_schedule, effective_batch
 from common.engine.precision import Precision
-from common.engine.task import Split, Task
+from common.engine.results import write_test_result
 from common.engine.trainer import Trainer, updates_per_epoch
 from common.errors import ConfigError, UserError
-from common.modeling.pretrained import LoadReport, load_state, read_weights, weights_of
+from common.modeling.pretrained import LoadReport, read_weights
 
 logger = logging.getLogger(__name__)
-
-AnyTask = Task[Any, Any, Any]
-
-Test = Callable[[Any, Path, Path, torch.device], object]
-"""What `--do-test` runs: task, best checkpoint, folder of the results, device."""
 
 
 # --- Command lines -----------------------------------------------------------------------------------------
@@ -162,12 +156,7 @@ def output_folder(config: ExperimentConfig, cfg: str | Path, split: Split) -> Pa
     Raises:
         ConfigError: nothing can be written there.
     """
-    dataset = config.datasets[0]
-    image_set = {
-        "train": dataset.TRAIN_IMAGE_SET,
-        "val": dataset.VAL_IMAGE_SET,
-        "test": dataset.TEST_IMAGE_SET,
-    }[split]
+    image_set = config.datasets[0].image_set(split)
     folder = Path(config.OUTPUT_PATH) / Path(cfg).stem / f"{image_set}_{split}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -208,43 +197,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def build_split(task: AnyTask, split: Split) -> BatchLoader[Any]:
-    """Opens a split and builds this process's loader; only training repeats samples to deal out evenly."""
-    config = task.config
-    loop = {"train": config.TRAIN, "val": config.VAL, "test": config.TEST}[split]
-    training = split == "train"
-    dataset = task.build_dataset(split)
-    batches = EpochBatches(
-        len(dataset),
-        sum(loop.batch_sizes),
-        shuffle=loop.SHUFFLE,
-        seed=config.RNG_SEED,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        groups=dataset.groups() if training and config.TRAIN.ASPECT_GROUPING else None,
-        pad=training,
-    )
-    return build_loader(
-        dataset,
-        batches,
-        batch_type=dataset.batch_type,
-        num_workers=config.NUM_WORKERS_PER_GPU,
-        pin_memory=True,
-    )
-
-
-def load_model(task: AnyTask, path: str | Path, device: torch.device) -> nn.Module:
-    """Builds the network and fills it from a checkpoint; no pretrained file is read.
-
-    Raises:
-        CheckpointError: the file cannot be read or belongs to another network.
-    """
-    weights = weights_of(read_weights(path), str(path))
-    model = task.build_model()
-    load_state(model, weights, task.names, str(path))
-    return model.to(device).eval()
-
-
 def load_train_config(args: argparse.Namespace, task_class: type[AnyTask]) -> ExperimentConfig:
     """Reads `--cfg` and applies `--set`, `--partial-pretrain` and `--model-dir`.
 
@@ -274,22 +226,14 @@ def _with_seed(config: ExperimentConfig) -> ExperimentConfig:
 # --- Training ----------------------------------------------------------------------------------------------
 
 
-def train_main(task_class: type[AnyTask], test: Test | None = None, partial_pretrain: bool = True) -> None:
-    """Entry point of a `train_end2end.py`; ends the process.
-
-    Args:
-        task_class: what is trained.
-        test: what `--do-test` runs on the best checkpoint; None for a task without test.
-        partial_pretrain: whether the command has `--partial-pretrain`.
-    """
+def train_main(task_class: type[AnyTask], partial_pretrain: bool = True) -> None:
+    """Entry point of a `train_end2end.py`; ends the process."""
     flags = train_parser(f"Train {task_class.name}.", partial_pretrain)
-    sys.exit(run(lambda: train_net(flags.parse_args(), task_class, test)))
+    sys.exit(run(lambda: train_net(flags.parse_args(), task_class)))
 
 
-def train_net(
-    args: argparse.Namespace, task_class: type[AnyTask], test: Test | None = None
-) -> tuple[int | None, nn.Module]:
-    """Trains as the command line says; arguments as in `train_main`.
+def train_net(args: argparse.Namespace, task_class: type[AnyTask]) -> tuple[int | None, nn.Module]:
+    """Trains as the command line says.
 
     Returns:
         The rank, None with a single process, and the model.
@@ -310,12 +254,11 @@ def train_net(
         )
         if args.do_test:
             best = checkpoint.best_file(folder, config.MODEL_PREFIX)
-            if test is None:
-                logger.warning("--do-test: %s has no test", task.name)
-            elif not best.exists():
-                logger.warning("--do-test: there is no best checkpoint %s", best)
+            if best.exists():
+                precision = Precision(device, config.TRAIN.FP16)
+                write_test_result(task, best, output_folder(config, args.cfg, "test"), device, precision)
             else:
-                test(task, best, output_folder(config, args.cfg, "test"), device)
+                logger.warning("--do-test: there is no best checkpoint %s", best)
     return (distributed.rank() if distributed.is_distributed() else None), model
 
 

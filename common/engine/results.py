@@ -11,10 +11,11 @@ from typing import Any
 import orjson
 import torch
 
-from common.engine import distributed
+from common.engine import checkpoint, distributed
+from common.engine.build import AnyTask, predict_split
 from common.engine.precision import Precision
 from common.errors import ConfigError
-from common.files import link_file, replace_file
+from common.files import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,24 @@ def write_json(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     logger.info("result json saved to %s.", path)
 
 
-def keep_checkpoint(source: Path, copy: Path) -> None:
-    """Keeps the tested checkpoint beside its results, without a second copy where the file system can."""
-    if distributed.is_main() and not (copy.exists() and copy.samefile(source)):
-        link_file(source, copy)
+def write_test_result(
+    task: AnyTask, path: Path, folder: Path, device: torch.device, precision: Precision, name: str = ""
+) -> Path:
+    """Tests a checkpoint, keeps it beside its results, and returns the result file.
+
+    Args:
+        task: its network and test split.
+        path: the checkpoint.
+        folder: of the results.
+        device: of the network.
+        precision: number format.
+        name: first part of the result file's name; `MODEL_PREFIX` by default.
+    """
+    records = predict_split(task, path, "test", device, precision)
+    config = task.config
+    copy = folder / f"{config.MODEL_PREFIX}_test_ckpt_{config.datasets[0].TASK}.model"
+    if distributed.is_main() and not (copy.exists() and copy.samefile(path)):
+        checkpoint.link(path, copy)
+    result = task.result_file(folder, name or config.MODEL_PREFIX)
+    task.write_predictions(records, result)
+    return result

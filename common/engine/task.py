@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from common.batch import Batch
 from common.config import ExperimentConfig
+from common.config_types import Split
 from common.data.dataset import VisualLinguisticDataset
 from common.data.tokenization import Tokenizer
 from common.engine.metrics import Ratio
@@ -25,8 +29,6 @@ from common.modeling.pretrained import (
     weights_of,
 )
 from common.modeling.visual_linguistic_model import VisualLinguisticModel
-
-Split = Literal["train", "val", "test"]
 
 ConfigT = TypeVar("ConfigT", bound=ExperimentConfig)
 BatchT = TypeVar("BatchT", bound=Batch)
@@ -76,7 +78,8 @@ class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
         """Renames the weights of a pre-training checkpoint as the config says (spec model.md 9.3)."""
         return rename_prefixes(weights, self.config.NETWORK.PARTIAL_PRETRAIN_PREFIX_CHANGES, source)
 
-    def open_tokenizer(self) -> Tokenizer:
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer of `NETWORK.BERT_MODEL_NAME`.
 
         Raises:
@@ -108,3 +111,16 @@ class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
     @abstractmethod
     def predictions(self, outputs: OutputsT, batch: BatchT) -> list[dict[str, Any]]:
         """One JSON-ready record per sample, in batch order."""
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The loss that is trained: the weighted sum."""
+        weights = self.loss_weights
+        return torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
+
+    @abstractmethod
+    def result_file(self, folder: Path, name: str) -> Path:
+        """Where the test result of a model called `name` goes."""
+
+    @abstractmethod
+    def write_predictions(self, records: Sequence[Mapping[str, Any]], path: Path) -> None:
+        """Writes the predictions of the test split, in dataset order, as the task's servers want them."""

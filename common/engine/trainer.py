@@ -155,10 +155,7 @@ class Trainer:
             with self.precision.autocast():
                 outputs = self.model(batch)
                 losses = self.task.losses(outputs, batch)
-                weights = self.task.loss_weights
-                loss = sum(
-                    (weights.get(name, 1.0) * value for name, value in losses.items()), torch.zeros(())
-                )
+                loss = self.task.total(losses)
             forward = watch.lap()
             self.precision.backward(loss / size)
         backward = watch.lap()

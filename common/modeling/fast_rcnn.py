@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from common.batch import Batch, Lengths
+from common.batch import Batch
 from common.config import ExperimentConfig
 from common.modeling.geometry import coordinate_embeddings
 from common.modeling.resnet import ResNet, block_of, freeze_batch_norm, make_stage
@@ -201,15 +201,3 @@ class FastRCNN(nn.Module):
         # The mean divides by the whole map whatever the mask covers (spec model.md 5.3).
         masks = batch.box_masks.to(maps.dtype).flatten(1)
         return torch.bmm(maps.flatten(2), masks[:, :, None]).squeeze(2) / masks.shape[1]
-
-
-def box_rows(num_boxes: Lengths, sequences: Lengths) -> Tensor:
-    """(R,) index into the K boxes for the boxes that every text sequence attends to, sequence after sequence.
-
-    Args:
-        num_boxes: boxes of each image.
-        sequences: text sequences of each image.
-    """
-    per_sequence = num_boxes.select(sequences)
-    first = num_boxes.starts[sequences.rows()]
-    return first[per_sequence.rows()] + per_sequence.positions()

@@ -56,10 +56,12 @@ class Encoded:
     Attributes:
         output: packed states of the encoder.
         packing: where each role stands.
+        region_visual: (R,) row of the visual table that each region carries.
     """
 
     output: EncoderOutput
     packing: Packing
+    region_visual: Tensor
 
     def text(self) -> Tensor:
         """(T, H) states of the text tokens."""
@@ -100,6 +102,7 @@ class VisualLinguisticBert(nn.Module):
         position_padding_idx: int = -1,
     ) -> None:
         super().__init__()
+        self.hidden_size, self.visual_size = hidden_size, visual_size
         self.first_position = position_padding_idx + 1
         self.visual_ln = visual_ln
         if not visual_ln:
@@ -203,7 +206,7 @@ class VisualLinguisticBert(nn.Module):
         packing = Packing.of(inputs.text_lengths, inputs.region_lengths, self.first_position)
         embedded = self.embed(inputs, packing)
         output = self.encoder(embedded, packing.lengths, kernel=kernel, all_layers=all_layers)
-        return Encoded(output, packing)
+        return Encoded(output, packing, inputs.region_visual)
 
     def pool(self, encoded: Encoded) -> Tensor:
         """(Q, H) pooled first token."""

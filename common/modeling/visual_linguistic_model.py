@@ -6,14 +6,12 @@ width, H hidden width.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from common.batch import Batch, Lengths
 from common.errors import DataError
 from common.modeling.bert import Kernel
-from common.modeling.fast_rcnn import FastRCNN, RegionFeatures, box_rows
+from common.modeling.fast_rcnn import FastRCNN, RegionFeatures
 from common.modeling.visual_linguistic_bert import Encoded, PackedInputs, VisualLinguisticBert
 
 
@@ -21,44 +19,43 @@ class VisualLinguisticModel(nn.Module):
     """Base of the task models; sub-classes register `vlbert` after their own embeddings, as files on disk have it.
 
     Args:
-        image_feature_extractor: the region branch; None for a blind model, which sees no picture at all.
+        image_feature_extractor: the region branch; None for a model that sees no picture at all.
         num_object_words: rows of the linguistic table of regions: 81 by category, 1 shared, 0 for none.
         hidden_size: H.
-        grounding: False gives every token the feature of the whole image instead of its own box.
-        object_attention: False leaves the regions out of the sequence.
     """
 
     vlbert: VisualLinguisticBert
 
     def __init__(
-        self,
-        *,
-        image_feature_extractor: FastRCNN | None,
-        num_object_words: int,
-        hidden_size: int,
-        object_word_std: float = 0.02,
-        grounding: bool = True,
-        object_attention: bool = True,
+        self, *, image_feature_extractor: FastRCNN | None, num_object_words: int, hidden_size: int
     ) -> None:
         super().__init__()
         self.image_feature_extractor = image_feature_extractor
-        self.grounding = grounding
-        self.object_attention = object_attention and image_feature_extractor is not None
         self.object_linguistic_embeddings: nn.Embedding | None = None
         if num_object_words:
             self.object_linguistic_embeddings = nn.Embedding(num_object_words, hidden_size)
-            nn.init.normal_(self.object_linguistic_embeddings.weight, std=object_word_std)
-
-    def freeze_unseen(self) -> Self:
-        """Fixes the visual parameters of a blind model, which no picture can train."""
-        if self.image_feature_extractor is None:
-            for parameter in self.vlbert.visual_parameters():
-                parameter.requires_grad_(False)
-        return self
+            nn.init.normal_(self.object_linguistic_embeddings.weight, std=0.02)
 
     def region_features(self, batch: Batch) -> RegionFeatures | None:
-        """Features of every box; None for a blind model."""
+        """Features of every box; None for a model without region branch."""
         return None if self.image_feature_extractor is None else self.image_feature_extractor(batch)
+
+    def text_visual(self, batch: Batch, features: RegionFeatures | None) -> tuple[Tensor, Tensor]:
+        """What each word carries beside its own embedding: the feature of the box that it speaks of.
+
+        Returns:
+            (K', D) table of visual features, whose first K rows are the boxes, and (T,) its row for each token.
+        """
+        assert features is not None
+        token_image = batch.text.per_image.rows()[batch.text.lengths.rows()]
+        return features.embeddings, batch.num_boxes.starts[token_image] + batch.text.tags
+
+    def regions(self, batch: Batch) -> tuple[Lengths, Tensor]:
+        """Regions of every text sequence (Q rows, R in all) and the box of each (R,): all boxes of its image."""
+        sequences = batch.text.per_image
+        lengths = batch.num_boxes.repeat(sequences)
+        first = batch.num_boxes.starts[sequences.rows()]
+        return lengths, first[lengths.rows()] + lengths.positions()
 
     def region_words(self, batch: Batch, region_box: Tensor, region_sequence: Tensor) -> Tensor:
         """(R, H) linguistic embedding of the regions.
@@ -76,23 +73,14 @@ class VisualLinguisticModel(nn.Module):
         return table(batch.box_classes[region_box].clamp(0, table.num_embeddings - 1))  # type: ignore[no-any-return]
 
     def encode(self, batch: Batch, features: RegionFeatures | None, *, kernel: Kernel = "auto") -> Encoded:
-        """Runs the joint transformer on every text sequence with the boxes of its image."""
-        text = batch.text
+        """Runs the joint transformer on every text sequence with the regions of its image."""
         self._check_lengths(batch)
-        sequence_image = text.per_image.rows()
-        token_image = sequence_image[text.lengths.rows()]
-        if features is None:
-            visual = self._blank(batch)
-            text_visual = torch.zeros_like(token_image)
-        else:
-            visual = features.embeddings
-            tags = text.tags if self.grounding else torch.zeros_like(text.tags)
-            text_visual = batch.num_boxes.starts[token_image] + tags
-        region_lengths, region_box = self.region_rows(batch)
+        visual, text_visual = self.text_visual(batch, features)
+        region_lengths, region_box = self.regions(batch)
         inputs = PackedInputs(
-            text_lengths=text.lengths,
-            text_ids=text.ids,
-            text_types=text.types,
+            text_lengths=batch.text.lengths,
+            text_ids=batch.text.ids,
+            text_types=batch.text.types,
             text_visual=text_visual,
             region_lengths=region_lengths,
             region_visual=region_box,
@@ -100,20 +88,6 @@ class VisualLinguisticModel(nn.Module):
             visual=visual,
         )
         return self.vlbert(inputs, kernel=kernel)  # type: ignore[no-any-return]
-
-    def region_rows(self, batch: Batch) -> tuple[Lengths, Tensor]:
-        """Regions of every text sequence (Q rows, R in all) and the box of each (R,)."""
-        if self.object_attention:
-            return batch.num_boxes.select(batch.text.per_image), box_rows(
-                batch.num_boxes, batch.text.per_image
-            )
-        empty = Lengths.of([0] * len(batch.text.lengths), batch.text.ids.device)
-        return empty, batch.text.ids.new_zeros(0)
-
-    def _blank(self, batch: Batch) -> Tensor:
-        project = self.vlbert.visual_1x1_text
-        width = self.vlbert.end_embedding.embedding_dim if project is None else project.in_features
-        return torch.zeros(1, width, device=batch.boxes.device)
 
     def _check_lengths(self, batch: Batch) -> None:
         """The [END] token has the last position id: text length plus one."""

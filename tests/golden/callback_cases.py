@@ -100,6 +100,12 @@ class ScriptedTask(Task):
     def predictions(self, outputs: Any, batch: Any) -> list[dict[str, Any]]:
         raise AssertionError("nothing is predicted")
 
+    def result_file(self, folder: Path, name: str) -> Path:
+        raise AssertionError("nothing is tested")
+
+    def write_predictions(self, records: Any, path: Path) -> None:
+        raise AssertionError("nothing is tested")
+
 
 def scripted_trainer(
     case: Case,

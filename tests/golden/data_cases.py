@@ -14,11 +14,11 @@ from torch import Tensor
 
 from common.batch import Lengths
 from common.config import parse_config
+from common.config_types import Split
 from common.data.collate import collate
 from common.data.loader import BatchLoader, build_loader
 from common.data.sampling import EpochBatches
 from common.data.tokenization import Tokenizer
-from common.engine.task import Split
 from common.errors import UserError
 from common.modeling.fast_rcnn import ImageNormalizer
 from common.modeling.packing import Padding
@@ -27,6 +27,7 @@ from tests.golden.harness import Case, Report, not_built, read_arrays
 from tests.golden.unit_cases import tokens
 from vcr.config import VCRConfig
 from vcr.dataset import NUM_CHOICES, VCRBatch, VCRDataset, VCRSample
+from vcr.task import VCRTask
 from vcr.text import PERSON_NAMES, Tokens, assemble_text
 
 RULE_ALIGN = "alignment matrices are not built (design 2)"
@@ -205,7 +206,7 @@ def sample_arrays(
 
 def compare_samples(case: Case, report: Report, config: VCRConfig, arrays: Mapping[str, np.ndarray]) -> None:
     split = case.document["mode"]
-    dataset = VCRDataset.from_config(config, split)
+    dataset = VCRTask(config).build_dataset(split)
     report.equal("length", len(dataset), case.document["length"])
     special = {"cls_id": dataset_ids(config)[0], "sep_id": dataset_ids(config)[1]}
     layout = {"answer_first": config.NETWORK.ANSWER_FIRST, "one_sentence": config.NETWORK.QA_ONE_SENT}
@@ -292,7 +293,7 @@ def compare_texts(
 
 def compare_batches(case: Case, report: Report, config: VCRConfig, arrays: Mapping[str, np.ndarray]) -> None:
     split = case.document["mode"]
-    dataset = VCRDataset.from_config(config, split)
+    dataset = VCRTask(config).build_dataset(split)
     load, visited = dataset.load, case.document["samples"]
     # Batches repeat the decisions of the samples: the reference seeds or restarts its generator between them.
     decisions = {index: replay(case, place) for place, index in enumerate(visited)}
@@ -322,7 +323,7 @@ def is_refused(case: Case, options: Mapping[str, Any]) -> bool:
         config = vcr_config(case, options)
         if config.problems():
             return True
-        dataset = VCRDataset.from_config(config, case.document["mode"])
+        dataset = VCRTask(config).build_dataset(case.document["mode"])
         for index in case.document.get("samples", range(len(dataset))):
             dataset.load(index, Replay())
     except UserError:
@@ -339,7 +340,7 @@ def run_error(case: Case, report: Report) -> None:
 
 
 def has_other_colours(case: Case, config: VCRConfig) -> bool:
-    dataset = VCRDataset.from_config(config, case.document["mode"])
+    dataset = VCRTask(config).build_dataset(case.document["mode"])
     folder = fixture(case) / "vcr" / getattr(config.DATASET, f"{case.document['mode'].upper()}_IMAGE_SET")
     return any(Image.open(folder / record.img_fn).mode != "RGB" for record in dataset.records)
 
@@ -365,7 +366,7 @@ def run_dataset(case: Case, report: Report) -> None:
 def run_names(case: Case, report: Report) -> None:
     document = case.document
     config = vcr_config(case, {**document["options"], "DATASET.DATASET": "vcr"})
-    dataset = VCRDataset.from_config(config, document.get("mode", "val"))
+    dataset = VCRTask(config).build_dataset(document.get("mode", "val"))
     report.equal("names", list(PERSON_NAMES), document["names"])
     pieces = {number: piece for piece, number in data_unit_cases.vocabulary(case).items()}
     for number, visit in enumerate(document["visits"]):

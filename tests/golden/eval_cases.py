@@ -22,14 +22,17 @@ from torch import Tensor, nn
 import vcr.test
 import vcr.val
 from common.config import dump_config
+from common.engine.build import build_split
 from common.engine.evaluator import evaluate
-from common.engine.main import build_split, output_folder
+from common.engine.main import output_folder
 from common.engine.metrics import joint_accuracy
+from common.engine.precision import Precision
+from common.engine.results import write_test_result
 from tests.golden import callback_cases, metric_cases, run_cases
 from tests.golden.data_cases import fixture, in_fixture, vcr_config
 from tests.golden.harness import Case, LogLines, Report, not_built, read_arrays
 from vcr.config import VCRConfig
-from vcr.leaderboard import labels_of, test_best
+from vcr.evaluation import Run
 from vcr.model import VCROutputs
 from vcr.task import VCRTask
 
@@ -89,7 +92,7 @@ class Workplace:
                 for letter, name in names.items():
                     Path(name).write_text(dump_config(self.configs[letter]), encoding="utf-8")
                 Path("checkpoint").write_bytes(b"weights")
-                with patch("vcr.leaderboard.load_model", lambda task, path, device: self.stub(task)):
+                with patch("common.engine.build.load_model", lambda task, path, device: self.stub(task)):
                     yield Path(folder).resolve()
             finally:
                 os.chdir(before)
@@ -100,7 +103,7 @@ class Workplace:
 
 def command(main: Any, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Runs an entry point; returns its printed lines and its log lines."""
-    printed, logged = io.StringIO(), LogLines("vcr.leaderboard")
+    printed, logged = io.StringIO(), LogLines("vcr")
     with logged, contextlib.redirect_stdout(printed), patch.object(sys, "argv", ["", *arguments]):
         main()
     return printed.getvalue().splitlines(), logged.lines
@@ -218,7 +221,8 @@ def compare_after_training(report: Report, place: Workplace, folder: Path, names
     (folder / best).write_bytes(b"weights")
     config = place.configs["a"].model_copy(update={"OUTPUT_PATH": str(folder)})
     below = folder / Path(best).parts[0]
-    test_best(VCRTask(config), folder / best, output_folder(config, f"{below.name}.yaml", "test"), CPU)
+    results = output_folder(config, f"{below.name}.yaml", "test")
+    write_test_result(VCRTask(config), folder / best, results, CPU, Precision(CPU))
     found = {str(path.relative_to(folder)) for path in below.rglob("*") if path.is_file()}
     report.equal("test after training", found, set(names))
 
@@ -269,7 +273,7 @@ def compare_accuracies(report: Report, place: Workplace, expected: Sequence[Mapp
         task = VCRTask(place.configs[letter])
         loader = build_split(task, "val")
         found[part] = evaluate(task, place.stub(task), loader, CPU)
-        labels[part] = torch.from_numpy(labels_of(task.build_dataset("val"), part))
+        labels[part] = torch.from_numpy(Run(part, task, Path()).labels())
     pairs: list[Tensor] = []
     for part in PARTS.values():
         pairs += [torch.from_numpy(place.logits[part]), labels[part]]

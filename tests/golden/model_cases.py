@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from common.batch import Lengths, Text
 from common.config import parse_config
@@ -95,10 +94,6 @@ def special_ids(task: VCRTask) -> tuple[int, int]:
     return tokenizer.cls_id, tokenizer.sep_id
 
 
-def total_loss(task: VCRTask, losses: dict[str, Tensor]) -> Tensor:
-    return sum((task.loss_weights.get(name, 1.0) * loss for name, loss in losses.items()), torch.zeros(()))
-
-
 def arguments(case: Case, prefix: str = "input.") -> dict[str, np.ndarray]:
     return {k.removeprefix(prefix): v.copy() for k, v in case.arrays.items() if k.startswith(prefix)}
 
@@ -112,7 +107,7 @@ def run_model(case: Case, report: Report) -> None:
     batch = vcr_batch(task, arguments(case))
     outputs = model(batch)
     losses = task.losses(outputs, batch)
-    loss = total_loss(task, losses)
+    loss = task.total(losses)
     allowed = document["suggested_tolerance"]
     report.close("loss", loss.item(), document["loss"], allowed["loss_abs"])
     values = {**losses, "label_logits": outputs.logits, "label": batch.label}

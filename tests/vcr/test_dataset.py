@@ -15,7 +15,8 @@ from common.data.sampling import ItemKey
 from common.data.tokenization import SPECIAL_TOKENS
 from common.errors import DataError
 from vcr.config import VCRConfig
-from vcr.dataset import VCRBatch, VCRDataset
+from vcr.dataset import VCRBatch
+from vcr.task import VCRTask
 
 WORDS = ["casey", "riley", "jessie", "dog", "who", "runs", "and", "so", "no", "yes", "because"]
 VOCAB = [*SPECIAL_TOKENS, *WORDS]
@@ -78,7 +79,7 @@ class World:
         options = {key.replace("__", "."): value for key, value in options.items()}
         (self.root / "images/clip/0.json").write_text(json.dumps(self.metadata))
         (self.root / "records.jsonl").write_text("\n".join(map(json.dumps, self.records)))
-        return VCRDataset.from_config(self.config(split, options), split)
+        return VCRTask(self.config(split, options)).build_dataset(split)
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import pytest
 
 from common.engine.main import run, train_net, train_parser
 from scripts.make_toy_data import ToyWorld, make_toy_data
-from vcr import leaderboard
 from vcr import test as test_command
 from vcr import val as val_command
 from vcr.task import VCRTask
@@ -70,7 +69,7 @@ class World:
             *flags,
             *self.settings(list(changes)),
         ]
-        return run(lambda: train_net(train_parser("").parse_args(argv), VCRTask, leaderboard.test_best))
+        return run(lambda: train_net(train_parser("").parse_args(argv), VCRTask))
 
     def evaluate(self, command: str, *flags: str, changes: tuple[str, ...] = ()) -> int:
         main: Callable[[], None] = {"val": val_command.main, "test": test_command.main}[command]

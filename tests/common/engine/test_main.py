@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from common.config import ExperimentConfig, load_config
-from common.engine import main
+from common.engine import build, main
 from common.engine.optim import effective_batch
 from common.errors import CheckpointError, ConfigError, UsageError
 from common.modeling.pretrained import read_weights
@@ -84,15 +84,11 @@ def test_a_finished_run_resumes_without_reading_pretrained_weights(cfg, monkeypa
 
 
 def test_do_test_uses_the_best_checkpoint(cfg, caplog):
-    tested = []
-
-    def test(task, best, folder, device):
-        tested.append((task.name, best.name, folder.name, device.type))
-
-    main.train_net(arguments(cfg, "--do-test"), ToyTask, test)
-    assert tested == [("toy", "net-best.model", "toytest_test", "cpu")]
     main.train_net(arguments(cfg, "--do-test"), ToyTask)
-    assert "--do-test: toy has no test" in caplog.text
+    folder = output(cfg).parent / "toytest_test"
+    assert {path.name for path in folder.iterdir()} == {"net_test_ckpt_Q2AR.model", "net_toy.txt"}
+    assert (folder / "net_test_ckpt_Q2AR.model").samefile(output(cfg) / "net-best.model")
+    assert len((folder / "net_toy.txt").read_text().splitlines()) == 12
 
 
 def test_an_unwritable_output_folder(cfg):
@@ -213,7 +209,7 @@ def test_a_model_from_a_checkpoint(tmp_path):
         {"state_dict": {f"module.{name}": value for name, value in model.state_dict().items()}},
         tmp_path / "m",
     )
-    loaded = main.load_model(ToyTask(toy_config()), tmp_path / "m", torch.device("cpu"))
+    loaded = build.load_model(ToyTask(toy_config()), tmp_path / "m", torch.device("cpu"))
     assert loaded.linear.bias.item() == 9
     assert not loaded.training
 
@@ -221,8 +217,8 @@ def test_a_model_from_a_checkpoint(tmp_path):
 def test_splits_use_their_own_settings():
     config = toy_config(BATCH_IMAGES=5).model_copy(update={"RNG_SEED": 0, "NUM_WORKERS_PER_GPU": 0})
     task = ToyTask(config)
-    assert [len(main.build_split(task, split)) for split in ("train", "val")] == [3, 12]
-    batches = {split: main.build_split(task, split).batch_sampler for split in ("train", "val")}
+    assert [len(build.build_split(task, split)) for split in ("train", "val")] == [3, 12]
+    batches = {split: build.build_split(task, split).batch_sampler for split in ("train", "val")}
     assert {split: (value.shuffle, value.pad) for split, value in batches.items()} == {
         **{"train": (True, True), "val": (False, False)},
     }

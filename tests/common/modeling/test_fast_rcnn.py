@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.batch import Batch, Lengths, Text
-from common.modeling.fast_rcnn import COORDINATE_DIM, FastRCNN, ImageNormalizer, box_rows
+from common.modeling.fast_rcnn import COORDINATE_DIM, FastRCNN, ImageNormalizer
 
 
 def batch(**changes) -> Batch:
@@ -113,7 +113,3 @@ def test_stage_five_is_the_roi_head():
     assert not any(p.requires_grad for p in model.roi_head_feature_extractor.parameters())
     assert not model.backbone.conv1.weight.requires_grad
     assert model.backbone.layer1[0].conv1.weight.requires_grad
-
-
-def test_boxes_of_every_sequence():
-    assert box_rows(Lengths.of([2, 1]), Lengths.of([2, 1])).tolist() == [0, 1, 0, 1, 2]

@@ -49,6 +49,6 @@ def test_lengths():
     assert lengths.starts.tolist() == [0, 2, 2]
     assert lengths.rows().tolist() == [0, 0, 2]
     assert lengths.positions().tolist() == [0, 1, 0]
-    repeated = lengths.select(Lengths.of([1, 2, 3]))
+    repeated = lengths.repeat(Lengths.of([1, 2, 3]))
     assert repeated.sizes == (2, 0, 0, 1, 1, 1)
     assert repeated.tensor.tolist() == [2, 0, 0, 1, 1, 1]

@@ -1,0 +1,65 @@
+"""Loaders and models of a task, and what a checkpoint predicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.config_types import Split
+from common.data.loader import BatchLoader, build_loader
+from common.data.sampling import EpochBatches
+from common.engine import distributed
+from common.engine.evaluator import predict
+from common.engine.precision import Precision
+from common.engine.task import Task
+from common.modeling.pretrained import load_state, read_weights, weights_of
+
+AnyTask = Task[Any, Any, Any]
+
+
+def build_split(task: AnyTask, split: Split) -> BatchLoader[Any]:
+    """Opens a split and builds this process's loader; only training repeats samples to deal out evenly."""
+    config = task.config
+    loop = config.loop(split)
+    training = split == "train"
+    dataset = task.build_dataset(split)
+    batches = EpochBatches(
+        len(dataset),
+        sum(loop.batch_sizes),
+        shuffle=loop.SHUFFLE,
+        seed=config.RNG_SEED,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        groups=dataset.groups() if training and config.TRAIN.ASPECT_GROUPING else None,
+        pad=training,
+    )
+    return build_loader(
+        dataset,
+        batches,
+        batch_type=dataset.batch_type,
+        num_workers=config.NUM_WORKERS_PER_GPU,
+        pin_memory=True,
+    )
+
+
+def load_model(task: AnyTask, path: str | Path, device: torch.device) -> nn.Module:
+    """Builds the network and fills it from a checkpoint; no pretrained file is read.
+
+    Raises:
+        CheckpointError: the file cannot be read or belongs to another network.
+    """
+    weights = weights_of(read_weights(path), str(path))
+    model = task.build_model()
+    load_state(model, weights, task.names, str(path))
+    return model.to(device).eval()
+
+
+def predict_split(
+    task: AnyTask, checkpoint: Path, split: Split, device: torch.device, precision: Precision
+) -> list[dict[str, Any]]:
+    """Predictions of a checkpoint for a whole split, in dataset order."""
+    loader = build_split(task, split)
+    return predict(task, load_model(task, checkpoint, device), loader, device, precision)
