@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import resource
 import time
@@ -137,7 +138,8 @@ def measure(name: str, device_name: str, steps: int, fp16: bool) -> dict[str, st
         "regions/s": batch.num_boxes.total / seconds,
         "MB before": before,
         "peak MB": peak,
-        "peak of reference": peak / reference["peak_rss_mb"],
+        # The reference's figure is the memory of a process on a CPU.
+        "peak of reference": peak / reference["peak_rss_mb"] if device.type == "cpu" else math.nan,
     }
 
 
@@ -147,8 +149,8 @@ def step(task: Task[Any, Any, Any], model: nn.Module, batch: Batch, precision: P
     with precision.autocast():
         losses = task.losses(model(batch), batch)
     precision.backward(task.total(losses))
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if batch.index.is_cuda:
+        torch.cuda.synchronize(batch.index.device)
 
 
 def parse_arguments() -> argparse.Namespace:

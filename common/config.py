@@ -162,7 +162,10 @@ class ExperimentConfig(Section):
             )
             yield not fits, f"{name}.BATCH_IMAGES", sizes
         # Files that are not for training have no epochs at all.
-        backwards = train.END_EPOCH <= train.BEGIN_EPOCH and max(train.END_EPOCH, train.BEGIN_EPOCH) > 0
+        last = (
+            train.BEGIN_EPOCH if train.RESUME else train.BEGIN_EPOCH + 1
+        )  # a finished run may be tested again
+        backwards = last > train.END_EPOCH and max(train.END_EPOCH, train.BEGIN_EPOCH) > 0
         yield backwards, "TRAIN.END_EPOCH", f"must be greater than TRAIN.BEGIN_EPOCH, {train.BEGIN_EPOCH}"
         yield (
             train.RESUME and not train.BEGIN_EPOCH,

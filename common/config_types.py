@@ -49,7 +49,7 @@ def _number(value: Any) -> Any:
 def _gpus(value: Any) -> Any:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
-    return str(value) if isinstance(value, int) else value
+    return "".join(str(value).split()) if isinstance(value, int | str) else value
 
 
 def _milestones(value: Any) -> Any:
@@ -113,7 +113,7 @@ Divisors = Annotated[
 ]
 Stages = Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Allowed("a list of stages from 1 to 5")]
 Renames = Annotated[
-    tuple[Annotated[str, Field(pattern=r"^[^>]+->[^>]+$")], ...],
+    tuple[Annotated[str, Field(pattern=r"^[^>]+->[^>]*$")], ...],
     Allowed('a list of "old->new" texts'),
 ]
 Multipliers = Annotated[

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from common.config import load_config
 from common.config_types import Split
+from common.engine import distributed
 from common.engine.build import predict_split
 from common.engine.main import evaluation_parser
 from common.engine.results import prepare_device, result_folder, write_result, write_test_result
@@ -105,7 +106,7 @@ def validate(args: argparse.Namespace) -> dict[str, float]:
     right: dict[Part, NDArray[np.bool_]] = {}
     for run in evaluated:
         path = folder / f"{args.result_name}_{'a' if run.part == 'Q2A' else 'r'}_pred.npy"
-        if args.use_cache and path.is_file():
+        if _use_cache(args, path):
             logits, labels = _cached(path), run.labels()
             if logits.shape != (len(labels), NUM_CHOICES):
                 raise DataError(
@@ -143,16 +144,22 @@ def write_test_files(args: argparse.Namespace) -> list[Path]:
     for run in evaluated:
         path = run.task.result_file(folder, args.result_name or run.task.config.MODEL_PREFIX)
         written.append(path)
-        if args.use_cache and path.is_file():
+        if _use_cache(args, path):
             logger.info("Cache found in %s, skip test!", path)
             continue
         write_test_result(run.task, run.checkpoint, folder, device, precision, args.result_name or "")
     if len(written) == 2:
         name = args.result_name or common_name([run.task.config.MODEL_PREFIX for run in evaluated])
         merged = folder / f"{name}_test_result_Q2AR.csv"
-        merge_result(written[0], written[1], merged)
+        if distributed.is_main():
+            merge_result(written[0], written[1], merged)
         written.append(merged)
     return written
+
+
+def _use_cache(args: argparse.Namespace, path: Path) -> bool:
+    """Whether `--use-cache` finds a result; one process decides, since it may write the file meanwhile."""
+    return args.use_cache and distributed.gather_objects(path.is_file())[0]
 
 
 def _cached(path: Path) -> NDArray[np.float64]:

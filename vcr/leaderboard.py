@@ -50,9 +50,12 @@ def merge_result(q2a: Path, qa2r: Path, merged: Path) -> None:
     tables = []
     for path in (q2a, qa2r):
         try:
-            tables.append(pd.read_csv(path))
-        except (ValueError, pd.errors.ParserError) as error:
+            table = pd.read_csv(path)
+        except (OSError, ValueError) as error:
             raise DataError(f"{path}: not a result file: {error}") from error
+        if "annot_id" not in table:
+            raise DataError(f"{path}: not a result file: it has no column annot_id; leave out --use-cache")
+        tables.append(table)
     if set(tables[0]["annot_id"]) != set(tables[1]["annot_id"]):
         raise DataError(f"{q2a} and {qa2r} do not hold the same questions; test both on one file")
     joined = tables[0].merge(tables[1], on="annot_id", how="inner")

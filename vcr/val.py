@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from common.engine import distributed
 from common.engine.main import run
 from vcr.evaluation import parser, validate
 
@@ -11,9 +12,11 @@ from vcr.evaluation import parser, validate
 def main() -> None:
     """Reads the command line, runs the models and prints the accuracies."""
     flags = parser("Validate VCR models.", "./vcr_val_results")
-    flags.set_defaults(result_name="vl-bert")
+    flags.set_defaults(result_name="vl-bert")  # the name that the reference gives
     flags.add_argument("--annot", help="annotation file (default: DATASET.VAL_ANNOTATION_FILE)")
     result = validate(flags.parse_args())
+    if not distributed.is_main():
+        return
     sys.stdout.write("Evaluate...\n")
     for name, percent in result.items():
         sys.stdout.write(f"{name}\t{percent:.1f}\n")

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from common.engine import checkpoint, distributed
+from common.errors import UsageError
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -211,7 +212,12 @@ class TensorBoard(Callback):
         if distributed.is_main():
             from tensorboardX import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._folder), purge_step=trainer.global_step + 1)
+            try:
+                self._writer = SummaryWriter(str(self._folder), purge_step=trainer.global_step + 1)
+            except OSError as error:
+                raise UsageError(
+                    f"--log-dir: {self._folder}: cannot write there: {error.strerror}"
+                ) from error
 
     def on_batch_end(self, trainer: Trainer) -> None:
         """Writes the rates and keeps loss and norm for later."""
@@ -338,8 +344,11 @@ class Checkpointing(Callback):
         if not (due or best):
             return
         state = {**trainer.state_dict(), **self._extra}
-        if not distributed.is_main():
-            return
+        if distributed.is_main():
+            self._write(trainer, state, due=due, best=best)
+        distributed.barrier()  # what follows may read the files
+
+    def _write(self, trainer: Trainer, state: Mapping[str, Any], *, due: bool, best: bool) -> None:
         path = checkpoint.epoch_file(self._folder, self._prefix, trainer.epoch)
         best_path = checkpoint.best_file(self._folder, self._prefix)
         if due:

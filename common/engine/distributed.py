@@ -236,12 +236,22 @@ def wrap(model: nn.Module) -> nn.Module:
     """
     if not is_distributed():
         return model
-    # Frozen batch norms have no statistics to share; torch has renamed the option.
+    if not is_distributed():
+        return model
+    norms = [module for module in model.train().modules() if isinstance(module, nn.BatchNorm2d)]
+    # Only batch norms that train have statistics to share; torch has renamed the option.
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    options: dict[str, Any] = {option: False}
+    options: dict[str, Any] = {option: any(norm.training for norm in norms)}
     # Batches are moved before, so no device is named.
     return DistributedDataParallel(model, **options)
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Gives every process the buffers of rank 0, so that all evaluate the model that is saved."""
+    if is_distributed():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

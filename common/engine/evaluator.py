@@ -29,6 +29,7 @@ def _outputs(
 ) -> Iterator[tuple[Any, Batch]]:
     """Runs the model in evaluation mode; it is left so."""
     model = distributed.unwrap(model).eval()
+    distributed.share_buffers(model)
     precision = precision or Precision(device)
     shown = distributed.is_main() and sys.stderr.isatty()
     # Epoch 0 always: random decisions of a validation item (masks of pre-training) stay the same.

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from torch import nn
 
 from common.config import ExperimentConfig, dump_config, load_config
@@ -44,6 +45,9 @@ from common.errors import ConfigError, UserError
 from common.modeling.pretrained import LoadReport, read_weights
 
 logger = logging.getLogger(__name__)
+
+Resumed = tuple[Path, int] | None
+"""The checkpoint that a run continues from, and the epoch that it ended."""
 
 
 # --- Command lines -----------------------------------------------------------------------------------------
@@ -214,11 +218,14 @@ def load_train_config(args: argparse.Namespace, task_class: type[AnyTask]) -> Ex
     return config.model_copy(update={"OUTPUT_PATH": str(Path(args.model_dir or "") / config.OUTPUT_PATH)})
 
 
-def _with_seed(config: ExperimentConfig) -> ExperimentConfig:
-    """Draws the seed that RNG_SEED -1 leaves open, the same for all ranks."""
+def _with_seed(config: ExperimentConfig, resumed: Resumed) -> ExperimentConfig:
+    """Decides the seed that RNG_SEED -1 leaves open: that of the run that goes on, or a new one for all ranks."""
     if config.RNG_SEED >= 0:
         return config
-    seed = distributed.gather_objects(random.SystemRandom().randrange(2**31))[0]
+    seed = random.SystemRandom().randrange(2**31)
+    if resumed is not None:
+        seed = (yaml.safe_load(read_weights(resumed[0]).get("config", "")) or {}).get("RNG_SEED", seed)
+    seed = distributed.gather_objects(seed)[0]
     logger.info("RNG_SEED -1: this run uses %d", seed)
     return config.model_copy(update={"RNG_SEED": seed})
 
@@ -245,16 +252,18 @@ def train_net(args: argparse.Namespace, task_class: type[AnyTask]) -> tuple[int 
     torch.backends.cudnn.enabled = not args.cudnn_off
     folder = output_folder(config, args.cfg, "train")
     with log_file(folder, args.cfg):
-        config = _with_seed(config)
+        # One rank decides: the others could see a file that it does not.
+        found = checkpoint.find(folder, config.MODEL_PREFIX, config.TRAIN) if distributed.is_main() else None
+        resumed: Resumed = distributed.gather_objects(found)[0]
+        config = _with_seed(config, resumed)
         logger.info("training args:%s", args)
         logger.info("training config:\n%s", dump_config(config))
         task = task_class(config)
-        model = _train(
-            task, device, folder, Path(args.log_dir or folder / "tensorboard_logs"), Path(args.cfg)
-        )
+        log_dir = Path(args.log_dir or folder / "tensorboard_logs")
+        model = _train(task, device, folder, log_dir, Path(args.cfg), resumed)
         if args.do_test:
             best = checkpoint.best_file(folder, config.MODEL_PREFIX)
-            if best.exists():
+            if distributed.gather_objects(best.exists())[0]:
                 precision = Precision(device, config.TRAIN.FP16)
                 write_test_result(task, best, output_folder(config, args.cfg, "test"), device, precision)
             else:
@@ -262,14 +271,13 @@ def train_net(args: argparse.Namespace, task_class: type[AnyTask]) -> tuple[int 
     return (distributed.rank() if distributed.is_distributed() else None), model
 
 
-def _train(task: AnyTask, device: torch.device, folder: Path, log_dir: Path, cfg: Path) -> nn.Module:
+def _train(
+    task: AnyTask, device: torch.device, folder: Path, log_dir: Path, cfg: Path, resumed: Resumed
+) -> nn.Module:
     config = task.config
     seed_everything(config.RNG_SEED)
     # Data first: what is wrong with it shows before large files are read.
     loader, val_loader = build_split(task, "train"), build_split(task, "val")
-    # One rank decides: the others could see a file that it does not.
-    resumed = checkpoint.find(folder, config.MODEL_PREFIX, config.TRAIN) if distributed.is_main() else None
-    resumed = distributed.gather_objects(resumed)[0]
     model = task.build_model()
     if resumed is None:
         _report(task.load_pretrained(model), folder)
@@ -326,8 +334,10 @@ def _callbacks(
 def _describe(model: nn.Module, folder: Path, cfg: Path, config: ExperimentConfig) -> None:
     """Logs the parameters and keeps copies of what defines the run beside its results."""
     logger.info("%s", parameter_table(model))
-    shutil.copy(cfg, folder)
-    shutil.copy(inspect.getfile(type(model)), folder)
+    for source in (cfg, Path(inspect.getfile(type(model)))):
+        copy = folder / source.name
+        if not (copy.exists() and copy.samefile(source)):  # a run may start from its own copy
+            shutil.copyfile(source, copy)
     (folder / "resolved.yaml").write_text(dump_config(config), encoding="utf-8")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ def prepare_device(args: argparse.Namespace) -> tuple[torch.device, Precision]:
     listed = "0" if torch.cuda.is_available() else "cpu"
     device = distributed.prepare(dist_flag=False, slurm=False, gpus_flag=args.gpus, gpus_listed=listed)
     torch.backends.cudnn.enabled = not args.cudnn_off
+    if not distributed.is_main():
+        logging.getLogger().setLevel(logging.WARNING)
     return device, Precision(device, args.fp16)
 
 
@@ -37,6 +40,8 @@ def result_folder(path: str | Path) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise ConfigError(f"--result-path: {folder}: cannot write there: {error.strerror}") from error
     return folder
@@ -77,9 +82,10 @@ def write_test_result(
     """
     records = predict_split(task, path, "test", device, precision)
     config = task.config
+    result = task.result_file(folder, name or config.MODEL_PREFIX)
+    task.write_predictions(records, result)
     copy = folder / f"{config.MODEL_PREFIX}_test_ckpt_{config.datasets[0].TASK}.model"
     if distributed.is_main() and not (copy.exists() and copy.samefile(path)):
         checkpoint.link(path, copy)
-    result = task.result_file(folder, name or config.MODEL_PREFIX)
-    task.write_predictions(records, result)
+    distributed.barrier()  # what follows may read the files
     return result

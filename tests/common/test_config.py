@@ -75,6 +75,7 @@ def test_absent_keys_have_the_defaults_of_the_reference():
         ("TRAIN.FP16_LOSS_SCALE=dynamic", "TRAIN.FP16_LOSS_SCALE", "dynamic"),
         ("SCALES=[300, 500]", "SCALES", (300, 500)),
         ("GPUS=0,1", "GPUS", "0,1"),
+        ("GPUS=0, 1", "GPUS", "0,1"),
         ("GPUS=2", "GPUS", "2"),
         ("GPUS=[0, 3]", "GPUS", "0,3"),
         ("GPUS=cpu", "GPUS", "cpu"),

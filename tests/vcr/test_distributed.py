@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 
 import pytest
 
@@ -12,7 +13,8 @@ from tests.vcr.world import CFGS, ROOT, World
 
 
 def start(*command: object) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    path = f"{sys.prefix}/bin:{os.environ['PATH']}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, "VIRTUAL_ENV": sys.prefix}
     argv = [str(part) for part in command]
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.config import ExperimentConfig, load_config
+from common.config import ExperimentConfig, dump_config, load_config
 from common.engine import build, main
 from common.engine.optim import effective_batch
 from common.errors import CheckpointError, ConfigError, UsageError
@@ -179,10 +179,15 @@ def test_seeds():
     assert draw() == draw()
 
 
-def test_an_open_seed_is_drawn():
+def test_an_open_seed_is_drawn_once_for_a_run(tmp_path, caplog):
     config = toy_config()
-    assert config.RNG_SEED == -1
-    assert main._with_seed(config).RNG_SEED >= 0
+    path = tmp_path / "net-0000.model"
+    torch.save({"config": dump_config(toy_config().model_copy(update={"RNG_SEED": 77}))}, path)
+    with caplog.at_level(logging.INFO):
+        assert main._with_seed(config, None).RNG_SEED >= 0
+        assert main._with_seed(config, (path, 0)).RNG_SEED == 77
+    assert "RNG_SEED -1: this run uses 77" in caplog.text
+    assert main._with_seed(config.model_copy(update={"RNG_SEED": 5}), (path, 0)).RNG_SEED == 5
 
 
 def test_evaluation_flags():
