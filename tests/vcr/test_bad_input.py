@@ -145,6 +145,11 @@ def blocked(world: World) -> None:
     world.out.write_text("a file where a folder should be")
 
 
+def own_copy(world: World) -> int:
+    assert world.train() == OK
+    return world.train(cfg=world.checkpoint().with_name("toy_q2a.yaml"))
+
+
 CASES = [
     # Configuration
     Case(
@@ -363,6 +368,13 @@ CASES = [
     # Flags and places
     Case("unwritable output folder", train(spoil=blocked), USAGE, "OUTPUT_PATH: .*cannot write there"),
     Case(
+        "unwritable log folder",
+        train(flags=("--log-dir", __file__)),
+        USAGE,
+        "--log-dir: .*cannot write there",
+    ),
+    Case("started from its own copy", own_copy, OK),
+    Case(
         "GPU that is not there",
         lambda w: w.evaluate("val", *w.model("Q2A"), "--gpus", "7"),
         USAGE,
@@ -413,6 +425,17 @@ def test_a_cache_that_is_none(world, capsys):
     np.save(results / "x_a_pred.npy", np.zeros((2, 4)))
     assert world.evaluate("val", *flags) == FAILED
     assert "(2, 4) logits for 6 questions" in capsys.readouterr().err
+
+
+def test_a_cached_table_that_is_none(world, capsys):
+    assert world.train() == OK
+    results = world.out / "results"
+    results.mkdir()
+    for name in ("x_test_result_Q2A.csv", "x_test_result_QA2R.csv"):
+        (results / name).write_text("a,b\n1,2\n")
+    models = (*world.model("Q2A"), *world.model("QA2R", world.checkpoint()))
+    assert world.evaluate("test", *models, "--result-name", "x", "--use-cache") == FAILED
+    assert "x_test_result_Q2A.csv: not a result file: it has no column annot_id" in capsys.readouterr().err
 
 
 def test_too_many_bad_records_stop_a_run_that_leaves_them_out(world, capsys):
