@@ -53,6 +53,16 @@ def predict_and_evaluate():
     return {"records": records, "metrics": evaluate(task, model, loader, CPU), "training": model.training}
 
 
+def normalise_apart():
+    """Statistics of a training batch norm after one forward of different data, before and after sharing."""
+    model = torch.nn.BatchNorm2d(1)
+    wrapped = distributed.wrap(model)
+    wrapped(torch.full((2, 1, 2, 2), float(distributed.rank() + 1)))
+    before = model.running_mean.item()
+    distributed.share_buffers(model)
+    return {"before": before, "after": model.running_mean.item()}
+
+
 def uneven_metrics():
     metrics = Metrics()
     if distributed.rank() == 1:
@@ -65,7 +75,12 @@ def uneven_metrics():
 
 
 def everything():
-    return {"trained": train(batch_size=2), "evaluated": predict_and_evaluate(), "uneven": uneven_metrics()}
+    return {
+        "trained": train(batch_size=2),
+        "evaluated": predict_and_evaluate(),
+        "uneven": uneven_metrics(),
+        "norms": normalise_apart(),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +110,13 @@ def test_two_processes_predict_every_sample_once_in_order(ranks):
         scores = [record["score"] for record in result["records"]]
         assert scores == pytest.approx([record["score"] for record in alone["records"]])
         assert result["metrics"] == pytest.approx(alone["metrics"])
+
+
+@pytest.mark.dist
+def test_all_ranks_evaluate_with_the_statistics_of_rank_0(ranks):
+    first, second = (rank["norms"] for rank in ranks)
+    assert first["before"] != second["before"]
+    assert first["after"] == second["after"] == first["before"]
 
 
 @pytest.mark.dist
