@@ -8,98 +8,23 @@ yaml file gets random weights and a random batch with the row lengths of workloa
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import multiprocessing
 import resource
 import time
-from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.cases import CASES, WORKLOADS
 from benchmarks.report import Row, machine, publish
-from common.batch import Batch, TextSequence
-from common.config import load_config
-from common.data.collate import collate
+from common.batch import Batch
 from common.engine.precision import Precision
 from common.engine.task import Task
-from vcr.config import VCRConfig
-from vcr.dataset import VCRBatch, VCRSample
-from vcr.model import ResNetVLBERT
-from vcr.task import VCRTask
-
-ROOT = Path(__file__).resolve().parent.parent
-WORKLOADS: dict[str, Any] = json.loads((ROOT / "benchmarks/workloads.json").read_text(encoding="utf-8"))
-
-
-class Case(NamedTuple):
-    """What a step needs."""
-
-    task: Task[Any, Any, Any]
-    model: nn.Module
-    batch: Batch
-
-
-def random_text(
-    lengths: tuple[int, int], num_boxes: int, vocab_size: int, rng: np.random.Generator
-) -> TextSequence:
-    """`[CLS] first [SEP] second [SEP]` of the given lengths with random words, each about a random box."""
-    size = sum(lengths) + 3
-    return TextSequence(
-        ids=rng.integers(1, vocab_size, size),
-        types=(np.arange(size) >= lengths[0] + 2).astype(np.int64),
-        tags=rng.integers(0, num_boxes, size),
-    )
-
-
-def random_boxes(width: int, height: int, count: int, rng: np.random.Generator) -> torch.Tensor:
-    """(count + 1, 4) float32: the whole image, then random boxes inside it."""
-    corners = rng.uniform(0, 1, (count, 2, 2)) * (width - 1, height - 1)
-    corners.sort(axis=1)
-    whole = [[0, 0, width - 1, height - 1]]
-    return torch.from_numpy(np.concatenate([whole, corners.reshape(count, 4)])).float()
-
-
-def vcr_case(workload: Mapping[str, Any]) -> Case:
-    """A VCR batch: pictures on the fixed canvas, four answers per question."""
-    config = load_config(VCRConfig, ROOT / "cfgs" / workload["cfg"])
-    mask_size = config.DATASET.MASK_SIZE
-    rng = np.random.default_rng(0)
-    samples = []
-    for index, (width, height) in enumerate(workload["images"]):
-        boxes = random_boxes(width, height, workload["objects"][index], rng)
-        question = workload["question_tokens"][index]
-        samples.append(
-            VCRSample(
-                index=index,
-                record_id=str(index),
-                image=torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8)),
-                canvas=(config.SCALES[0], config.SCALES[1]),
-                im_info=torch.tensor([width, height, 1.0, 1.0]),
-                boxes=boxes,
-                texts=tuple(
-                    random_text((question, answer), len(boxes), config.NETWORK.VLBERT.vocab_size, rng)
-                    for answer in workload["answer_tokens"][index]
-                ),
-                box_classes=torch.from_numpy(rng.integers(0, 81, len(boxes))),
-                box_masks=torch.from_numpy(
-                    rng.integers(0, 2, (len(boxes), mask_size, mask_size)).astype(bool)
-                ),
-                label=torch.tensor(index % 4),
-            )
-        )
-    # Not `task.build_model`, which opens a vocabulary to learn these two ids.
-    model = ResNetVLBERT.from_config(config, special_ids=(101, 102))
-    return Case(VCRTask(config), model, collate(samples, VCRBatch))
-
-
-CASES: dict[str, Callable[[Mapping[str, Any]], Case]] = {"vcr": vcr_case}
 
 
 def memory_mb(device: torch.device, peak: bool) -> float:

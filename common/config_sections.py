@@ -112,6 +112,15 @@ class DatasetConfig(Section):
         return str(getattr(self, f"{split.upper()}_ANNOTATION_FILE"))
 
 
+class RegionFileKeys(Section):
+    """Keys of `DATASET` in the tasks that read region files."""
+
+    PACKED_REGIONS: str = ""
+    """File made by scripts/pack_regions.py, read in place of the folders or archives of region files, relative
+    to the working directory; empty: read those. New key.
+    """
+
+
 class AnswerVocabularyKeys(Section):
     """Keys of `DATASET` in VQA, accepted without effect in RefCOCO and pretrain."""
 
@@ -198,7 +207,7 @@ class NetworkConfig(Section):
     """The model and the weights it starts from."""
 
     BLIND: bool = False
-    """VCR: see nothing. Zero visual features, regions masked out, no region loss. Not in VQA."""
+    """VCR, VQA: see nothing. Words carry no visual feature, sequences have no regions, there is no region loss."""
     NO_GROUNDING: bool = False
     """VCR: every word carries the feature of box 0. VQA: the words carry no visual feature."""
     PARTIAL_PRETRAIN: str = ""

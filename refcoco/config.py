@@ -14,8 +14,9 @@ from common.config_sections import (
     DatasetConfig,
     FineTuneTrainConfig,
     NetworkConfig,
+    RegionFileKeys,
 )
-from common.config_types import LossLoggers
+from common.config_types import LossLoggers, Split
 
 Boxes = Literal["gt", "proposal", "proposal+gt", "gt+proposal"]
 
@@ -23,7 +24,7 @@ SPLITS = {"refcoco": ("unc", "google"), "refcoco+": ("unc",), "refcocog": ("umd"
 """Published splits of each dataset, the default first."""
 
 
-class RefCOCODatasetConfig(AnswerVocabularyKeys, DatasetConfig):
+class RefCOCODatasetConfig(AnswerVocabularyKeys, RegionFileKeys, DatasetConfig):
     """Images, expressions that refer to objects, candidate regions."""
 
     DATASET: Literal["", "refcoco", "refcoco+", "refcocog"] = ""
@@ -43,6 +44,10 @@ class RefCOCODatasetConfig(AnswerVocabularyKeys, DatasetConfig):
     """RefCOCO: detected regions of MAttNet (official) or of bottom-up attention (vg)."""
     USE_IMDB: bool = True
     """Leftover of VQA."""
+
+    def boxes(self, split: Split) -> str:
+        """Value of `{SPLIT}_BOXES`."""
+        return str(getattr(self, f"{split.upper()}_BOXES"))
 
     @model_validator(mode="before")
     @classmethod
@@ -72,7 +77,6 @@ class RefCOCOConfig(ExperimentConfig):
         **VCR_KEYS,
         "DATASET.ANSWER_VOCAB_FILE": (),
         "DATASET.ANSWER_VOCAB_SIZE": (),
-        "DATASET.TEST_IMAGE_SET": ("test",),
         "DATASET.TRAIN_ANNOTATION_FILE": (),
         "DATASET.VAL_ANNOTATION_FILE": (),
         "DATASET.TEST_ANNOTATION_FILE": (),
@@ -105,6 +109,16 @@ class RefCOCOConfig(ExperimentConfig):
                 data.SPLIT_BY not in splits,
                 "DATASET.SPLIT_BY",
                 f"must be {' or '.join(splits)} with DATASET.DATASET {data.DATASET}",
+            ),
+            (
+                bool(data.PACKED_REGIONS) and data.PROPOSAL_SOURCE != "vg",
+                "DATASET.PACKED_REGIONS",
+                "must be empty with DATASET.PROPOSAL_SOURCE official: it holds the regions of vg",
+            ),
+            (
+                self.TEST.FLIP_PROB > 0,
+                "TEST.FLIP_PROB",
+                "must be 0: the boxes of the result belong to the picture as it is",
             ),
             (
                 network.IMAGE_FEAT_PRECOMPUTED,

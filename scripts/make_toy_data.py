@@ -41,7 +41,7 @@ class ToyWorld:
 
     Attributes:
         tasks: Some of `TASKS`.
-        train: Items (questions, sentences, captions) per task for training.
+        train: Items (questions, sentences, captions) per task for training; VQA gets four times as many.
         val: Items per task for validation.
         test: Items per task for testing (RefCOCO+: in testA and in testB each; pre-training has none).
         seed: Seed of everything.
@@ -141,6 +141,7 @@ def _write_coco(root: Path, world: ToyWorld) -> None:
     asked = dict.fromkeys(vqa.BOX_SETS, 0)
     if "vqa" in world.tasks:
         asked = dict(zip(vqa.BOX_SETS, world.sizes.values(), strict=True))
+        asked["train2014"] *= vqa.TRAIN_FACTOR
     for image_set, count in asked.items():
         number = -(-count // vqa.QUESTIONS_PER_PICTURE)
         total = max(number, len(referred)) if image_set == "train2014" else number

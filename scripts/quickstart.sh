@@ -1,49 +1,76 @@
 #!/usr/bin/env bash
 # Draws the toy world, trains on it, validates and writes test files; no download of data, no GPU.
 # Run again after an interruption, it continues.
-# Usage: scripts/quickstart.sh [vcr]
+# Usage: scripts/quickstart.sh [vcr | vqa | refcoco | all]
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+known=(vcr vqa refcoco)
 task=${1:-vcr}
-[[ $# -le 1 && $task == vcr ]] || die "usage: $0 [TASK]; the tasks it knows: vcr" 2
+[[ $# -le 1 && " ${known[*]} all " == *" $task "* ]] || die "usage: $0 [TASK]; the tasks it knows: ${known[*]} all" 2
+[[ $task == all ]] && tasks=("${known[@]}") || tasks=("$task")
 use_python requirements.txt
-
-output=output/toy/vcr
-results=$output/results
-q2a=(cfgs/vcr/toy_q2a.yaml "$output/toy_q2a/vcr1images_train/toy_a-best.model")
-qa2r=(cfgs/vcr/toy_qa2r.yaml "$output/toy_qa2r/vcr1images_train/toy_r-best.model")
-models=(--a-cfg "${q2a[0]}" --a-ckpt "${q2a[1]}" --r-cfg "${qa2r[0]}" --r-ckpt "${qa2r[1]}"
-  --gpus -1 --result-path "$results" --result-name toy)
+output=output/toy
 
 say() { printf '\n== %s\n' "$1"; }
 
-train() { # CFG: shows progress; everything is in the log file of the run
-  python vcr/train_end2end.py --cfg "$1" --model-dir . |
+train() { # TASK CFG: shows progress; everything is in the log file of the run
+  python "$1/train_end2end.py" --cfg "$2" --model-dir . |
     awk '/PROGRESS|Epoch\[|Best Val|continue/ { print; fflush() }'
 }
 
+run_vcr() { # RESULTS
+  local q2a=(cfgs/vcr/toy_q2a.yaml "$output/vcr/toy_q2a/vcr1images_train/toy_a-best.model")
+  local qa2r=(cfgs/vcr/toy_qa2r.yaml "$output/vcr/toy_qa2r/vcr1images_train/toy_r-best.model")
+  local models=(--a-cfg "${q2a[0]}" --a-ckpt "${q2a[1]}" --r-cfg "${qa2r[0]}" --r-ckpt "${qa2r[1]}"
+    --gpus -1 --result-path "$1" --result-name toy)
+  say "Learning to answer questions (Q->A)"
+  train vcr "${q2a[0]}"
+  say "Learning to choose rationales (QA->R)"
+  train vcr "${qa2r[0]}"
+  say "Validating both, and writing the leaderboard files of the test split"
+  python vcr/val.py "${models[@]}" | tee "$1/val.txt"
+  python vcr/test.py "${models[@]}"
+  awk -F '\t' '/^Q/ { printf "vcr %s\t%s\t%s\n", $1, $2, $1 == "Q->AR" ? "6.2" : "25.0" }' "$1/val.txt" >>"$summary"
+}
+
+run_vqa() { # RESULTS
+  say "Learning to answer questions about pictures (VQA)"
+  train vqa cfgs/vqa/toy.yaml
+  say "Validating with the official accuracy, and writing the answers of the test split"
+  python vqa/val.py --cfg cfgs/vqa/toy.yaml --model-dir . --gpus -1 --result-path "$1" | tee "$1/val.txt"
+  python vqa/test.py --cfg cfgs/vqa/toy.yaml --model-dir . --gpus -1 --result-path "$1"
+  awk '/^overall/ { printf "vqa accuracy\t%s\t31\n", $NF }' "$1/val.txt" >>"$summary"
+}
+
+run_refcoco() { # RESULTS
+  say "Learning to find what an expression refers to (RefCOCO+)"
+  train refcoco cfgs/refcoco/toy.yaml
+  say "Testing on val, testA and testB"
+  local split
+  for split in val testA testB; do
+    python refcoco/test.py --cfg cfgs/refcoco/toy.yaml --model-dir . --gpus -1 --split "$split" --result-path "$1" |
+      tee "$1/$split.txt"
+    awk -v split="$split" '/ Accuracy: / { sub(/\.$/, "", $NF); printf "refcoco+ %s\t%.1f\t30\n", split, $NF; exit }' \
+      "$1/$split.txt" >>"$summary"
+  done
+}
+
 say "Drawing the toy world into toy/"
-python scripts/make_toy_data.py --out toy --tasks vcr
-
-say "Learning to answer questions (Q->A)"
-train "${q2a[0]}"
-say "Learning to choose rationales (QA->R)"
-train "${qa2r[0]}"
-
-say "Validating both"
-mkdir -p "$results"
-python vcr/val.py "${models[@]}" | tee "$results/val.txt"
-say "Writing the leaderboard files of the test split"
-python vcr/test.py "${models[@]}"
+python scripts/make_toy_data.py --out toy --tasks "${known[@]}"
+mkdir -p "$output"
+summary=$output/summary.txt
+: >"$summary"
+for name in "${tasks[@]}"; do
+  mkdir -p "$output/$name/results"
+  "run_$name" "$output/$name/results"
+done
 
 say "Done in $((SECONDS / 60)) min $((SECONDS % 60)) s"
-echo "Accuracy in percent on $(grep -c . toy/vcr/val.jsonl) validation questions:"
-awk -F '\t' 'BEGIN { printf "%-8s%10s%10s\n", "", "learned", "chance" }
-  /^Q/ { printf "%-8s%10s%10s\n", $1, $2, $1 == "Q->AR" ? "6.2" : "25.0" }' "$results/val.txt"
+echo "Accuracy in percent on the toy world's held-out pictures:"
+awk -F '\t' 'BEGIN { printf "%-16s%10s%16s\n", "", "learned", "blind or chance" }
+  { printf "%-16s%10s%16s\n", $1, $2, $3 }' "$summary"
 cat <<TXT
 
-data         toy/vcr (what it holds: data/PREPARE_DATA.md)
-checkpoints  ${q2a[1]}
-             ${qa2r[1]}
-logs         in the same folders, with event files for tensorboard
-results      $results
+data     toy (what it holds: data/PREPARE_DATA.md)
+results  $(printf "$output/%s/results " "${tasks[@]}")
+runs     below $output: checkpoints, logs, event files for tensorboard
 TXT

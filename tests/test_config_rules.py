@@ -58,7 +58,6 @@ def load(name, overrides):
         ("vcr", "NETWORK.ANSWER_FIRST=true NETWORK.QA_ONE_SENT=true", "NETWORK.QA_ONE_SENT"),
         ("vcr", "NETWORK.CLASSIFIER_TYPE=mlm", "NETWORK.CLASSIFIER_TYPE"),
         ("vcr", "TRAIN.ASPECT_GROUPING=true", "TRAIN.ASPECT_GROUPING"),
-        ("vqa", "NETWORK.BLIND=true", "NETWORK.BLIND"),
         ("vqa", "NETWORK.IMAGE_SEMANTIC=true", "NETWORK.IMAGE_SEMANTIC"),
         (
             "vqa",
@@ -72,6 +71,7 @@ def load(name, overrides):
         ("refcoco", "NETWORK.IMAGE_FEAT_PRECOMPUTED=true", "NETWORK.IMAGE_FEAT_PRECOMPUTED"),
         ("refcoco", "NETWORK.IMAGE_SEMANTIC=true", "NETWORK.IMAGE_SEMANTIC"),
         ("refcoco", "DATASET.SPLIT_BY=umd", "DATASET.SPLIT_BY"),
+        ("refcoco", "DATASET.PACKED_REGIONS=a.packed", "DATASET.PACKED_REGIONS"),
         ("refcoco", "DATASET.DATASET=refcocog DATASET.SPLIT_BY=unc", "DATASET.SPLIT_BY"),
         ("pretrain", "NETWORK.WITH_REL_LOSS=true", "NETWORK.VLBERT.with_pooler"),
         ("pretrain", "NETWORK.WITH_MLM_LOSS=false NETWORK.WITH_MVRC_LOSS=false", "NETWORK.WITH_MLM_LOSS"),
@@ -112,6 +112,7 @@ def test_it_is_refused_once_under_its_key(name, overrides, key):
         ("vqa", "NETWORK.IMAGE_FEAT_PRECOMPUTED=false NETWORK.ENABLE_CNN_REG_LOSS=false"),
         ("vqa", "DATASET.BOXES=36 DATASET.ANSWER_NORMALISE=both DATASET.ON_BAD_DATA=skip"),
         ("refcoco", "DATASET.DATASET=refcoco DATASET.SPLIT_BY=google"),
+        ("refcoco", "DATASET.PROPOSAL_SOURCE=vg DATASET.PACKED_REGIONS=a.packed"),
         ("pretrain", "NETWORK.WITH_REL_LOSS=true NETWORK.VLBERT.with_pooler=true"),
         ("multitask", "NETWORK.WITH_MLM_LOSS=false"),
         ("attention", "NETWORK.WITH_MVRC_LOSS=true"),

@@ -69,14 +69,12 @@ class ResNetVLBERT(VisualLinguisticModel):
             hidden_size=vlbert.hidden_size,
         )
         self.grounding = grounding
-        self.object_attention = object_attention and image_feature_extractor is not None
+        self.object_attention = object_attention
         self.special_ids = special_ids
         self.cnn_loss_reg = cnn_loss_reg
         self.vlbert = vlbert
         self.final_mlp = final_mlp
-        if image_feature_extractor is None:  # no picture can train them
-            for parameter in vlbert.visual_parameters():
-                parameter.requires_grad_(False)
+        self.freeze_unseen()
 
     @classmethod
     def from_config(cls, config: VCRConfig, special_ids: tuple[int, int]) -> ResNetVLBERT:
@@ -111,20 +109,14 @@ class ResNetVLBERT(VisualLinguisticModel):
         )
 
     def text_visual(self, batch: Batch, features: RegionFeatures | None) -> tuple[Tensor, Tensor]:
-        """See `VisualLinguisticModel`; a blind model's words carry zeros."""
-        text = batch.text
-        if features is None:
-            return torch.zeros(1, self.vlbert.visual_size, device=text.ids.device), torch.zeros_like(text.ids)
+        """See `VisualLinguisticModel`; without grounding every word speaks of the whole image."""
         if not self.grounding:
-            batch = replace(batch, text=replace(text, tags=torch.zeros_like(text.tags)))
+            batch = replace(batch, text=replace(batch.text, tags=torch.zeros_like(batch.text.tags)))
         return super().text_visual(batch, features)
 
     def regions(self, batch: Batch) -> tuple[Lengths, Tensor]:
         """See `VisualLinguisticModel`; none without object attention."""
-        if self.object_attention:
-            return super().regions(batch)
-        ids = batch.text.ids
-        return Lengths.of([0] * len(batch.text.lengths), ids.device), ids.new_zeros(0)
+        return super().regions(batch) if self.object_attention else self.no_regions(batch)
 
     def region_words(self, batch: Batch, region_box: Tensor, region_sequence: Tensor) -> Tensor:
         """(R, H): see `VisualLinguisticModel`; mode 3 averages the words of the region's own text sequence."""

@@ -14,11 +14,12 @@ from common.config_sections import (
     DatasetConfig,
     FineTuneTrainConfig,
     NetworkConfig,
+    RegionFileKeys,
 )
 from common.config_types import LossLoggers, MustBeFalse
 
 
-class VQADatasetConfig(AnswerVocabularyKeys, DatasetConfig):
+class VQADatasetConfig(AnswerVocabularyKeys, RegionFileKeys, DatasetConfig):
     """Images or region features, questions and answers."""
 
     DATASET: Literal["", "vqa"] = ""
@@ -73,7 +74,6 @@ class VQAConfig(ExperimentConfig):
         network = self.NETWORK
         return [
             *super().rules(),
-            (network.BLIND, "NETWORK.BLIND", "must be false in VQA"),
             (
                 network.IMAGE_SEMANTIC,
                 "NETWORK.IMAGE_SEMANTIC",

@@ -1,6 +1,17 @@
-"""The object classes of COCO, as VCR's detector names them (data spec 3.4)."""
+"""COCO: its object classes, as VCR's detector names them (data spec 3.4), and its annotation files."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, RootModel
+from typing_extensions import TypedDict
+
+from common.data.store import Store, parse_model
+from common.errors import DataError
 
 CLASS_NAMES = tuple(
     """
@@ -16,3 +27,145 @@ CLASS_NAMES = tuple(
 
 CLASS_INDEX = {name: index for index, name in enumerate(CLASS_NAMES)}
 """Class of each name."""
+
+Side = Annotated[int, Field(gt=0)]
+Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+
+
+class _Image(TypedDict):
+    id: int
+    width: Side
+    height: Side
+
+
+class _Annotation(TypedDict):
+    id: int
+    image_id: int
+    category_id: int
+    bbox: Box
+
+
+class _InstanceFile(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    images: Annotated[list[_Image], Field(min_length=1)]
+    annotations: list[_Annotation] = []
+
+
+class _Detection(TypedDict):
+    image_id: int
+    box: Box
+
+
+class _DetectionFile(RootModel[list[_Detection]]):
+    model_config = ConfigDict(strict=True)
+
+
+class BoxTable:
+    """Boxes by image, each image's in file order, as two arrays.
+
+    Args:
+        image_ids: image of every box.
+        boxes: x, y, width and height of every box.
+
+    Attributes:
+        order: (N,) place in the file of every row of the table.
+    """
+
+    def __init__(self, image_ids: Sequence[int], boxes: Sequence[Box]) -> None:
+        owners = np.array(image_ids, dtype=np.int64)
+        self.order = np.argsort(owners, kind="stable")
+        self._owners = owners[self.order]
+        self._boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)[self.order]
+
+    @classmethod
+    def of_detections(cls, path: str) -> BoxTable:
+        """Reads a detector's json list of `image_id` and `box` (data spec 1.5).
+
+        Raises:
+            DataError: the file is missing or a record of it is wrong.
+        """
+        found = parse_model(_DetectionFile, Store().read(path), path).root
+        return cls([one["image_id"] for one in found], [one["box"] for one in found])
+
+    def rows(self, image_id: int) -> slice:
+        """Returns the rows of an image."""
+        return slice(*np.searchsorted(self._owners, (image_id, image_id + 1)).tolist())
+
+    def boxes(self, image_id: int) -> NDArray[np.float64]:
+        """Returns the (n, 4) boxes x, y, width, height of an image."""
+        return self._boxes[self.rows(image_id)]
+
+
+class _Ids:
+    """Places of unique ids."""
+
+    def __init__(self, ids: Sequence[int], kind: str, path: str) -> None:
+        self._kind, self._path = kind, path
+        column = np.array(ids, dtype=np.int64)
+        self._places = np.argsort(column)
+        self._ids = column[self._places]
+        twice = self._ids[1:][self._ids[1:] == self._ids[:-1]]
+        if len(twice):
+            raise DataError(f"{path}: {kind} {twice[0]} stands twice")
+
+    def place(self, number: int) -> int:
+        row = int(np.searchsorted(self._ids, number))
+        if row == len(self._ids) or self._ids[row] != number:
+            raise DataError(f"{self._path}: has no {self._kind} {number}")
+        return int(self._places[row])
+
+
+class CocoIndex:
+    """Sizes of images and boxes of objects from a file in COCO's layout, as a few arrays.
+
+    Loader workers share them as they are: no Python object is kept per record.
+
+    Args:
+        path: json file, plain or in an archive. A file without `annotations` has no boxes.
+
+    Raises:
+        DataError: the file is missing, a record of it is wrong, or an id stands twice.
+    """
+
+    def __init__(self, path: str) -> None:
+        found = parse_model(_InstanceFile, Store().read(path), path)
+        images, annotations = found.images, found.annotations
+        self._images = _Ids([image["id"] for image in images], "image", path)
+        self._sizes = np.array([(image["width"], image["height"]) for image in images])
+        self._annotations = _Ids([one["id"] for one in annotations], "annotation", path)
+        self._all_boxes = np.array([one["bbox"] for one in annotations], dtype=np.float64)
+        self._table = BoxTable([one["image_id"] for one in annotations], [one["bbox"] for one in annotations])
+        order = self._table.order
+        self._ids = np.array([one["id"] for one in annotations], dtype=np.int64)[order]
+        self._categories = np.array([one["category_id"] for one in annotations], dtype=np.int64)[order]
+
+    def size(self, image_id: int) -> tuple[int, int]:
+        """Returns width and height of an image.
+
+        Raises:
+            DataError: the file does not know the image.
+        """
+        width, height = self._sizes[self._images.place(image_id)].tolist()
+        return width, height
+
+    def boxes(self, image_id: int) -> NDArray[np.float64]:
+        """Returns the (n, 4) boxes x, y, width, height of an image in file order, crowds included."""
+        return self._table.boxes(image_id)
+
+    def annotation_ids(self, image_id: int) -> NDArray[np.int64]:
+        """Returns the (n,) annotation ids of the boxes of an image."""
+        return self._ids[self._table.rows(image_id)]
+
+    def categories(self, image_id: int) -> NDArray[np.int64]:
+        """Returns the (n,) COCO categories of the boxes of an image."""
+        return self._categories[self._table.rows(image_id)]
+
+    def box(self, annotation_id: int) -> NDArray[np.float64]:
+        """Returns the (4,) box x, y, width, height of one annotation.
+
+        Raises:
+            DataError: the file does not know the annotation.
+        """
+        found: NDArray[np.float64] = self._all_boxes[self._annotations.place(annotation_id)]
+        return found

@@ -7,7 +7,7 @@ and in sparing special tokens.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -180,6 +180,12 @@ class Tokenizer:
     def ids(self, text: str) -> list[int]:
         """Returns the ids of the word pieces."""
         return [number for word in self.basic(text) for number in self._pieces(word)[1]]
+
+    def mirrored(self, ids: Sequence[int]) -> list[int]:
+        """Swaps the pieces `left` and `right`, as a mirrored picture asks for (data spec 4.2, 4.3)."""
+        left, right = (self.vocab.get(word, self.unk_id) for word in ("left", "right"))
+        swapped = {left: right, right: left}
+        return [swapped.get(number, number) if number != self.unk_id else number for number in ids]
 
     def word_pieces(self, word: str) -> tuple[str, ...]:
         """Returns the pieces of one word of `basic`: longest first match, or the unknown token."""

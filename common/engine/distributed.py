@@ -236,8 +236,6 @@ def wrap(model: nn.Module) -> nn.Module:
     """
     if not is_distributed():
         return model
-    if not is_distributed():
-        return model
     norms = [module for module in model.train().modules() if isinstance(module, nn.BatchNorm2d)]
     # Only batch norms that train have statistics to share; torch has renamed the option.
     known = inspect.signature(DistributedDataParallel).parameters

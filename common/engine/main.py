@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ from common.engine.callbacks import (
 from common.engine.evaluator import evaluate
 from common.engine.optim import build_optimizer, build_schedule, effective_batch
 from common.engine.precision import Precision
-from common.engine.results import write_test_result
+from common.engine.results import result_folder, write_test_result
 from common.engine.trainer import Trainer, updates_per_epoch
 from common.errors import ConfigError, UserError
 from common.modeling.pretrained import LoadReport, read_weights
@@ -92,6 +93,22 @@ def evaluation_parser(description: str, result_path: str | None = None) -> argpa
     result.add_argument("--fp16", action="store_true", help="compute in half precision")
     result.add_argument("--result-path", default=result_path, help="folder of the result files")
     result.add_argument("--result-name", help="first part of their names (default: MODEL_PREFIX)")
+    return result
+
+
+def checkpoint_parser(description: str, split_help: str) -> argparse.ArgumentParser:
+    """Returns the flags of a `val.py` or `test.py` that runs one checkpoint (`load_evaluation`).
+
+    Args:
+        description: what the command does.
+        split_help: what `--split` names.
+    """
+    result = evaluation_parser(description)
+    result.add_argument("--cfg", required=True, help="yaml file of the experiment")
+    result.add_argument("--ckpt", help="checkpoint (default: the best one of the training run)")
+    result.add_argument("--bs", type=int, help="batch size")
+    result.add_argument("--model-dir", help="folder in front of OUTPUT_PATH")
+    result.add_argument("--split", help=split_help)
     return result
 
 
@@ -154,14 +171,18 @@ def log_file(folder: Path, cfg: str | Path) -> Iterator[None]:
         yield
 
 
+def run_folder(config: ExperimentConfig, cfg: str | Path, split: Split) -> Path:
+    """Returns `{OUTPUT_PATH}/{cfg stem}/{image set}_{split}`."""
+    return Path(config.OUTPUT_PATH) / Path(cfg).stem / f"{config.datasets[0].image_set(split)}_{split}"
+
+
 def output_folder(config: ExperimentConfig, cfg: str | Path, split: Split) -> Path:
-    """Returns `{OUTPUT_PATH}/{cfg stem}/{image set}_{split}` and makes it.
+    """Makes the `run_folder` and returns it.
 
     Raises:
         ConfigError: nothing can be written there.
     """
-    image_set = config.datasets[0].image_set(split)
-    folder = Path(config.OUTPUT_PATH) / Path(cfg).stem / f"{image_set}_{split}"
+    folder = run_folder(config, cfg, split)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -215,7 +236,12 @@ def load_train_config(args: argparse.Namespace, task_class: type[AnyTask]) -> Ex
         raise ConfigError(
             f"{args.cfg}: TRAIN.END_EPOCH: {config.TRAIN.END_EPOCH}: must be at least 1 to train"
         )
-    return config.model_copy(update={"OUTPUT_PATH": str(Path(args.model_dir or "") / config.OUTPUT_PATH)})
+    return _below(config, args.model_dir)
+
+
+def _below(config: ExperimentConfig, folder: str | None) -> ExperimentConfig:
+    """Puts the folder of `--model-dir` in front of OUTPUT_PATH."""
+    return config.model_copy(update={"OUTPUT_PATH": str(Path(folder or "") / config.OUTPUT_PATH)})
 
 
 def _with_seed(config: ExperimentConfig, resumed: Resumed) -> ExperimentConfig:
@@ -228,6 +254,44 @@ def _with_seed(config: ExperimentConfig, resumed: Resumed) -> ExperimentConfig:
     seed = distributed.gather_objects(seed)[0]
     logger.info("RNG_SEED -1: this run uses %d", seed)
     return config.model_copy(update={"RNG_SEED": seed})
+
+
+class Evaluation(NamedTuple):
+    """What a command with the flags of `checkpoint_parser` works on.
+
+    Attributes:
+        task: under the configuration that the flags describe.
+        checkpoint: the weights.
+        folder: where results go.
+    """
+
+    task: AnyTask
+    checkpoint: Path
+    folder: Path
+
+
+def load_evaluation(args: argparse.Namespace, task_class: type[AnyTask], split: Split) -> Evaluation:
+    """Reads `--cfg` under the other flags of `checkpoint_parser`.
+
+    Args:
+        args: the flags. `--split` replaces the image set of `split`.
+        task_class: of the model.
+        split: section of the configuration, val or test, whose data are run.
+
+    Raises:
+        ConfigError: see `load_config`; also for a result folder where nothing can be written.
+    """
+    section = split.upper()
+    overrides = [*args.set, f"{section}.SHUFFLE=false"]
+    if args.split is not None:
+        overrides.append(f"DATASET.{section}_IMAGE_SET={json.dumps(args.split)}")
+    if args.bs is not None:
+        overrides.append(f"{section}.BATCH_IMAGES={args.bs}")
+    config = _below(load_config(task_class.config_class, args.cfg, overrides), args.model_dir)
+    trained = run_folder(config, args.cfg, "train")
+    path = Path(args.ckpt) if args.ckpt is not None else checkpoint.best_file(trained, config.MODEL_PREFIX)
+    folder = result_folder(args.result_path) if args.result_path else output_folder(config, args.cfg, split)
+    return Evaluation(task_class(config), path, folder)
 
 
 # --- Training ----------------------------------------------------------------------------------------------
@@ -265,7 +329,9 @@ def train_net(args: argparse.Namespace, task_class: type[AnyTask]) -> tuple[int 
             best = checkpoint.best_file(folder, config.MODEL_PREFIX)
             if distributed.gather_objects(best.exists())[0]:
                 precision = Precision(device, config.TRAIN.FP16)
-                write_test_result(task, best, output_folder(config, args.cfg, "test"), device, precision)
+                for tested in task.tests():
+                    results = output_folder(tested.config, args.cfg, "test")
+                    write_test_result(tested, best, results, device, precision)
             else:
                 logger.warning("--do-test: there is no best checkpoint %s", best)
     return (distributed.rank() if distributed.is_distributed() else None), model

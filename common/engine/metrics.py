@@ -12,7 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from common.batch import Lengths
 from common.engine import distributed
+from common.modeling.packing import argmax_per_row
 
 IGNORED_LABEL = -1
 
@@ -62,15 +64,15 @@ def soft_accuracy(logits: Tensor, targets: Tensor) -> Ratio:
     return Ratio(chosen.sum(), targets.new_tensor(len(targets), dtype=torch.int64))
 
 
-def region_accuracy(logits: Tensor, labels: Tensor) -> Ratio:
-    """Counts rows whose best box is a right one: `RefAcc`.
+def region_accuracy(logits: Tensor, labels: Tensor, num_boxes: Lengths) -> Ratio:
+    """Counts images whose best box is a right one: `RefAcc`.
 
     Args:
-        logits: (N, K).
-        labels: (N, K) 0 or 1 per box; padding is below zero and never chosen.
+        logits: (K,) of the boxes of all images.
+        labels: (K,) 0 or 1.
+        num_boxes: boxes of each image.
     """
-    best = logits.masked_fill(labels < 0, -math.inf).argmax(-1, keepdim=True)
-    hits = labels.gather(-1, best).squeeze(-1) > 0.5
+    hits = labels[argmax_per_row(logits, num_boxes)] > 0.5
     return _fraction(hits, torch.ones_like(hits))
 
 

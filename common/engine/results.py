@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
 import torch
 
 from common.engine import checkpoint, distributed
@@ -21,10 +21,18 @@ from common.files import replace_file
 logger = logging.getLogger(__name__)
 
 
-def prepare_device(args: argparse.Namespace) -> tuple[torch.device, Precision]:
-    """Device and number format that the flags of `evaluation_parser` ask for."""
-    listed = "0" if torch.cuda.is_available() else "cpu"
-    device = distributed.prepare(dist_flag=False, slurm=False, gpus_flag=args.gpus, gpus_listed=listed)
+def prepare_device(
+    args: argparse.Namespace, gpus_listed: str | None = None
+) -> tuple[torch.device, Precision]:
+    """Device and number format that the flags of `evaluation_parser` ask for.
+
+    Args:
+        args: the flags.
+        gpus_listed: what to use without `--gpus`, as `GPUS` of a yaml file; by default the first GPU, if any.
+    """
+    if gpus_listed is None:
+        gpus_listed = "0" if torch.cuda.is_available() else "cpu"
+    device = distributed.prepare(dist_flag=False, slurm=False, gpus_flag=args.gpus, gpus_listed=gpus_listed)
     torch.backends.cudnn.enabled = not args.cudnn_off
     if not distributed.is_main():
         logging.getLogger().setLevel(logging.WARNING)
@@ -62,8 +70,8 @@ def write_result(path: Path, fill: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Writes records as a json list (`write_result`)."""
-    write_result(path, lambda temporary: temporary.write_bytes(orjson.dumps(list(records))))
+    """Writes records as a json list (`write_result`), in the spelling of the reference: blanks, and ASCII only."""
+    write_result(path, lambda temporary: temporary.write_text(json.dumps(list(records)), encoding="ascii"))
     logger.info("result json saved to %s.", path)
 
 

@@ -117,6 +117,10 @@ class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
         weights = self.loss_weights
         return torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
 
+    def tests(self) -> Sequence[Task[ConfigT, BatchT, OutputsT]]:
+        """This task on each of the test sets that `--do-test` runs: the configured one."""
+        return [self]
+
     @abstractmethod
     def result_file(self, folder: Path, name: str) -> Path:
         """Where the test result of a model called `name` goes."""

@@ -122,6 +122,7 @@ class Trainer:
             loader: equally many batches on every rank.
         """
         self.batches = len(loader)
+        self.schedule.apply(self.update - 1)  # what a log shows before the first update of a resumed run
         try:
             self.notify("on_train_start")
             while self.epoch < self.train.END_EPOCH:

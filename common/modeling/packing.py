@@ -5,6 +5,7 @@ Every row is `[text tokens][regions][END]`. Letters: Q rows, T text tokens, R re
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -93,3 +94,18 @@ class Padding:
             return None
         index = torch.arange(self.lengths.longest, device=self.slots.device)
         return index < self.lengths.tensor[:, None]
+
+
+def argmax_per_row(values: Tensor, lengths: Lengths) -> Tensor:
+    """(B,) int64: where in a ragged (K,) tensor the largest value of each row stands; the first of equal ones.
+
+    Args:
+        values: (K,).
+        lengths: of the B rows, none empty.
+    """
+    assert min(lengths.sizes, default=1) > 0, "an empty row has no largest value"
+    rectangle = Padding.of(lengths)
+    padded, real = rectangle.pad(values), rectangle.mask()
+    if real is not None:
+        padded = padded.masked_fill(~real, -math.inf)
+    return lengths.starts + padded.argmax(1)

@@ -6,6 +6,7 @@ width, H hidden width.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from common.batch import Batch, Lengths
@@ -19,7 +20,8 @@ class VisualLinguisticModel(nn.Module):
     """Base of the task models; sub-classes register `vlbert` after their own embeddings, as files on disk have it.
 
     Args:
-        image_feature_extractor: the region branch; None for a model that sees no picture at all.
+        image_feature_extractor: the region branch; None for a blind model: its words carry zeros, its sequences
+            have no regions.
         num_object_words: rows of the linguistic table of regions: 81 by category, 1 shared, 0 for none.
         hidden_size: H.
     """
@@ -46,16 +48,32 @@ class VisualLinguisticModel(nn.Module):
         Returns:
             (K', D) table of visual features, whose first K rows are the boxes, and (T,) its row for each token.
         """
-        assert features is not None
-        token_image = batch.text.per_image.rows()[batch.text.lengths.rows()]
-        return features.embeddings, batch.num_boxes.starts[token_image] + batch.text.tags
+        text = batch.text
+        if features is None:
+            return torch.zeros(1, self.vlbert.visual_size, device=text.ids.device), torch.zeros_like(text.ids)
+        token_image = text.per_image.rows()[text.lengths.rows()]
+        return features.embeddings, batch.num_boxes.starts[token_image] + text.tags
 
     def regions(self, batch: Batch) -> tuple[Lengths, Tensor]:
         """Regions of every text sequence (Q rows, R in all) and the box of each (R,): all boxes of its image."""
+        if self.image_feature_extractor is None:
+            return self.no_regions(batch)
         sequences = batch.text.per_image
         lengths = batch.num_boxes.repeat(sequences)
         first = batch.num_boxes.starts[sequences.rows()]
         return lengths, first[lengths.rows()] + lengths.positions()
+
+    @staticmethod
+    def no_regions(batch: Batch) -> tuple[Lengths, Tensor]:
+        """`regions` of sequences that are text alone."""
+        ids = batch.text.ids
+        return Lengths.of([0] * len(batch.text.lengths), ids.device), ids.new_zeros(0)
+
+    def freeze_unseen(self) -> None:
+        """Fixes the visual scales of a blind model, which no picture can train."""
+        if self.image_feature_extractor is None:
+            for parameter in self.vlbert.visual_parameters():
+                parameter.requires_grad_(False)
 
     def region_words(self, batch: Batch, region_box: Tensor, region_sequence: Tensor) -> Tensor:
         """(R, H) linguistic embedding of the regions.

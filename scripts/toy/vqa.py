@@ -27,6 +27,7 @@ from scripts.toy.world import (
 )
 
 QUESTIONS_PER_PICTURE = 10
+TRAIN_FACTOR = 4  # four kinds of questions want more of them than the other tasks need
 REGIONS_36 = 4  # the `36` sets have a fixed number of regions; 36 would make the toy world three times as big
 YES_NO, NUMBERS, NOUNS = ("yes", "no"), tuple("012345"), tuple(kind.noun for kind in KINDS)
 ANSWERS = ("<unk>", *YES_NO, *NUMBERS, *COLOURS, *NOUNS, "nothing")

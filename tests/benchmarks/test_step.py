@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import step
+from benchmarks import cases, step
 
 TINY = {
     "task": "vcr",
@@ -17,13 +17,24 @@ TINY = {
 
 
 def test_a_case_has_the_lengths_of_its_workload():
-    batch = step.vcr_case(TINY).batch
+    batch = cases.vcr_case(TINY).batch
     assert batch.images.shape == (2, 3, 96, 160)
     assert batch.num_boxes.sizes == (3, 2)
     assert batch.text.lengths.sizes == (8, 9, 10, 11, 8, 8, 8, 8)
     assert batch.text.types[:8].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
     x1, y1, x2, y2 = batch.boxes.unbind(1)
     assert torch.all((x1 <= x2) & (y1 <= y2) & (x2 <= 159) & (y2 <= 95))
+
+
+def test_the_other_tasks_have_theirs():
+    vqa = {"task": "vqa", "cfg": "vqa/toy.yaml", "question_tokens": [3, 5], "regions": [4, 2]}
+    batch = cases.vqa_case(vqa).batch
+    assert (batch.images, batch.num_boxes.sizes, batch.text.lengths.sizes) == (None, (5, 3), (7, 9))
+    assert batch.box_features.shape == (8, 2048)
+    refcoco = {**TINY, "cfg": "refcoco/toy.yaml", "regions": [3, 1], "expression_tokens": [2, 4]}
+    batch = cases.refcoco_case(refcoco).batch
+    assert (batch.num_boxes.sizes, batch.text.lengths.sizes) == ((4, 2), (4, 6))
+    assert batch.label.shape == (6,)
 
 
 def test_measures_a_step(monkeypatch):
@@ -37,9 +48,11 @@ def test_measures_a_step(monkeypatch):
 
 
 def test_what_cannot_run_does_not_pass(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("sys.argv", ["step", "--workload", "vqa_base", "--json", str(tmp_path / "out.json")])
+    monkeypatch.setattr(
+        "sys.argv", ["step", "--workload", "pretrain_prec_base", "--json", str(tmp_path / "out.json")]
+    )
     with pytest.raises(SystemExit) as stop:
         step.main()
     assert stop.value.code == 1
-    assert "not built yet: ['vqa_base']" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out.json").read_text())["not_built_yet"] == ["vqa_base"]
+    assert "not built yet: ['pretrain_prec_base']" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out.json").read_text())["not_built_yet"] == ["pretrain_prec_base"]

@@ -23,6 +23,10 @@ def pytest_generate_tests(metafunc):
         if not root.is_dir():
             raise pytest.UsageError(f"--golden {root}: no such folder")
         cases = list(discover(root))
+        if not cases:
+            raise pytest.UsageError(
+                f"--golden {root}: holds no case; expected data, eval, model or train below it"
+            )
         metafunc.parametrize("golden_case", cases, ids=[case.name for case in cases])
 
 

@@ -29,8 +29,10 @@ from common.modeling.fast_rcnn import ImageNormalizer
 from common.modeling.geometry import coordinate_embeddings, pairwise_iou
 from common.modeling.losses import soft_cross_entropy
 from common.modeling.packing import Padding
-from tests.golden.harness import Case, Report, not_built
+from tests.golden.harness import Case, Report, fixture, in_fixture, not_built
 from tests.golden.unit_cases import RULE_DEAD_HELPER
+from vqa.answers import UNKNOWN, AnswerVocabulary, mirrored, replace_punctuation, soft_target
+from vqa.config import VQADatasetConfig
 
 RULE_ALIGN = "alignment matrices are not built (design 2)"
 RULE_RAGGED = "rows are joined end to end, not clipped or padded one by one"
@@ -161,7 +163,7 @@ def run_archives(case: Case, report: Report) -> None:
     for entry in case.document["split_zip_style_path"]:
         report.equal(entry["path"], split_archive(entry["path"]), tuple(entry["split"]))
     for entry in case.document["list_files"]:
-        path = entry["path"].replace("<fixture>", str(case.root / "data" / "fixture"))
+        path = in_fixture(case, entry["path"])
         for name in entry["files"]:
             member = f"{path.rstrip('/')}/{name}"
             report.equal(f"{name} can be read", len(Store([path]).read(member)) > 0, True)
@@ -170,11 +172,39 @@ def run_archives(case: Case, report: Report) -> None:
         report.skip(f"folders of {entry['path']}", RULE_NO_LISTS)
 
 
+# --- Answers ---------------------------------------------------------------------------------------------
+
+
+def run_answers(case: Case, report: Report) -> None:
+    document = case.document
+    (path,) = (fixture(case) / "coco" / "vqa").glob("answers*.txt")
+    read = {}
+    for use_imdb, name in ((False, "vocab_processed"), (True, "vocab_raw")):
+        size = len(document[name])
+        data = VQADatasetConfig(ANSWER_VOCAB_FILE=str(path), ANSWER_VOCAB_SIZE=size, USE_IMDB=use_imdb)
+        read[name] = AnswerVocabulary.from_config(data)
+        report.equal(name, list(read[name].answers), document[name])
+    for entry in document["process_punctuation"]:
+        text = entry["text"]
+        report.equal(text, text if text == UNKNOWN else replace_punctuation(text), entry["out"])
+    vocabulary = read["vocab_processed"]
+    for number, entry in enumerate(document["soft_target"]):
+        classes = np.array([vocabulary.class_of(answer) for answer in entry["answers"]], np.int64)
+        given, scores = soft_target(classes)
+        target = np.zeros(entry["length"], np.float32)
+        target[given] = scores
+        expected = np.zeros(entry["length"], np.float32)
+        expected[[int(place) for place in entry["nonzero"]]] = list(entry["nonzero"].values())
+        report.equal(f"target [{number}]", target, expected)
+    for entry in document["flip_tokens"]:
+        report.equal(f"mirrored {entry['tokens']}", mirrored(" ".join(entry["tokens"])).split(), entry["out"])
+
+
 # --- Tokenizer ----------------------------------------------------------------------------------------------
 
 
 def vocabulary(case: Case) -> dict[str, int]:
-    return Tokenizer.from_directory(case.root / "data" / "fixture" / "bert").vocab
+    return Tokenizer.from_directory(fixture(case) / "bert").vocab
 
 
 def tokenizer_of(case: Case, name: str) -> Tokenizer:
@@ -286,15 +316,6 @@ def run_grouped(case: Case, report: Report) -> None:
         report.equal(f"[{number}] len", len(batches), entry["len"])
 
 
-def run_aspect_grouping(case: Case, report: Report) -> None:
-    document = case.document
-    groups = aspect_groups(*zip(*document["sizes"], strict=True))
-    report.equal("groups", groups, [int(group) for group in document["group_ids"]])
-    size = max(map(len, document["batches"]))
-    batches = EpochBatches(len(groups), size, shuffle=False, seed=0, groups=groups)
-    report.equal("batches", epoch_of(batches, 0), document["batches"])
-
-
 def run_loader_settings(case: Case, report: Report) -> None:
     """One process per GPU instead of one process that splits a larger batch: as many steps."""
     for number, entry in enumerate(case.document["records"]):
@@ -339,7 +360,7 @@ RUNNERS = [
     (lambda c: _has(c, "units", "resize"), run_resize),
     (lambda c: _has(c, "units", "image_in", "to_tensor"), run_transforms),
     (lambda c: _has(c, "units", "split_zip_style_path"), run_archives),
-    (lambda c: _has(c, "units", "process_punctuation"), not_built("vqa")),
+    (lambda c: _has(c, "units", "process_punctuation"), run_answers),
     (lambda c: _has(c, "units", "random_mask_region"), not_built("pretrain")),
     (lambda c: c.folder == ("data", "tokenizer"), run_tokenizer),
     (lambda c: _has(c, "samplers", "distributed"), run_distributed),
@@ -347,6 +368,5 @@ RUNNERS = [
     (lambda c: _has(c, "samplers", "aspect_groups"), run_aspect_groups),
     (lambda c: _has(c, "samplers", "grouped"), run_grouped),
     (lambda c: _has(c, "samplers", "multi_task"), not_built("pretrain")),
-    (lambda c: c.folder[0] == "data" and "group_ids" in c.document, run_aspect_grouping),
     (_is_loader, run_loader_settings),
 ]

@@ -53,6 +53,19 @@ def unwrapped(name: str) -> str:
     return re.sub(r"^(module\.)+", "", name)
 
 
+def fixture(case: Case) -> Path:
+    """The folder of the data that cases of several areas read."""
+    folder = case.root / "data" / "fixture"
+    assert folder.is_dir(), f"{case.name} reads {folder}, which is missing: put the data fixture there"
+    return folder
+
+
+def in_fixture(case: Case, value: Any) -> Any:
+    """Replaces `<fixture>` in a text."""
+    there = isinstance(value, str) and "<fixture>" in value
+    return value.replace("<fixture>", str(fixture(case))) if there else value
+
+
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     with np.load(path) as arrays:
         return {name: arrays[name] for name in arrays.files}

@@ -15,10 +15,11 @@ from common.modeling.fast_rcnn import FastRCNN
 from common.modeling.official_names import OfficialNames
 from common.modeling.pretrained import load_image_backbone, load_language_model, load_matching
 from common.modeling.visual_linguistic_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining
-from tests.golden.harness import Case, Report, not_built, statistics, unwrapped, weight
-from tests.golden.model_cases import BUILT, build_task, task_name
+from tests.golden.adapters import AnyTask, adapter_of, build_task, task_name
+from tests.golden.harness import Case, Report, statistics, unwrapped, weight
 from tests.golden.unit_cases import seed_module
-from vcr.task import RELATIONSHIP, SEGMENTS, VCRTask
+from vcr.task import RELATIONSHIP, SEGMENTS
+from vqa.answers import AnswerVocabulary
 
 RULE_SPECIAL = "B35: special words start as copies of the word table"
 RULE_TIED = "B37: the decoder of the word head is the word table, a file need not repeat it"
@@ -175,8 +176,18 @@ def run_image(case: Case, report: Report) -> None:
 # --- Pre-training checkpoints -------------------------------------------------------------------------------
 
 
+def uses_relationship(network: Any) -> bool:
+    """Whether the answer head starts from the relationship head of a file."""
+    return getattr(network, "LOAD_REL_HEAD", False) and network.CLASSIFIER_TYPE == "1fc"
+
+
+def copies_segment(network: Any) -> bool:
+    """Whether the second segment starts from the first."""
+    return bool(getattr(network, "PARTIAL_PRETRAIN_SEGMB_INIT", False))
+
+
 def run_task(case: Case, report: Report) -> None:
-    if task_name(case) not in BUILT:
+    if adapter_of(case) is None:
         report.not_built(task_name(case))
         return
     task = build_task(case)
@@ -187,30 +198,27 @@ def run_task(case: Case, report: Report) -> None:
     def load() -> None:
         load_matching(model, task.adapt_pretrained(weights, case.name), names, case.name)
 
-    wrapped = [key for key in weights if RELATIONSHIP in key and key != unwrapped(key)]
-    plain = [key for key in weights if RELATIONSHIP in key and key == unwrapped(key)]
-    rules = {}
-    if plain and network.LOAD_REL_HEAD and network.CLASSIFIER_TYPE == "1fc":
-        rules = {name: RULE_REL_HEAD for name in before if name.startswith("final_mlp.1.")}
+    heads = {key for key in weights if RELATIONSHIP in key}
+    plain = {key for key in heads if key == unwrapped(key)}
     if "raises" in case.document:
-        fixed = wrapped and network.LOAD_REL_HEAD and network.CLASSIFIER_TYPE != "1fc"
+        fixed = bool(heads - plain) and network.LOAD_REL_HEAD and network.CLASSIFIER_TYPE != "1fc"
         found = any(key == unwrapped(key) and key.endswith(TYPES) for key in weights)
-        if not (fixed or (found and network.PARTIAL_PRETRAIN_SEGMB_INIT)):
+        if not (fixed or (found and copies_segment(network))):
             refused(report, "file", load)
             return
         report.skip("the reference's error", RULE_REL_HEAD if fixed else RULE_SEGMENTS)
         load()
-        compare_expected(report, task, before, weights, values_of(model, names))
-        return
-    load()
-    after = values_of(model, names)
-    compare_state(case, report, before, after, rules)
-    compare_expected(report, task, before, weights, after)
+    else:
+        load()
+        other = [name for name in before if name.startswith("final_mlp.1.")]
+        rules = dict.fromkeys(other, RULE_REL_HEAD) if plain and uses_relationship(network) else {}
+        compare_state(case, report, before, values_of(model, names), rules)
+    compare_expected(report, task, before, weights, values_of(model, names))
 
 
 def compare_expected(
     report: Report,
-    task: VCRTask,
+    task: AnyTask,
     before: Mapping[str, np.ndarray],
     weights: Mapping[str, Tensor],
     after: Mapping[str, np.ndarray],
@@ -225,17 +233,36 @@ def compare_expected(
                 target = new + key[len(old) :]
                 break
         brought[unwrapped(target)] = value.float().numpy()
-    if network.PARTIAL_PRETRAIN_SEGMB_INIT:
+    if copies_segment(network):
         brought[SEGMENTS] = brought[SEGMENTS][[0, 0, *range(2, len(brought[SEGMENTS]))]]
     for name, value in after.items():
         expected = brought.get(name, before[name])
-        if name.startswith("final_mlp.1.") and network.LOAD_REL_HEAD and network.CLASSIFIER_TYPE == "1fc":
+        if name.startswith("final_mlp.1.") and uses_relationship(network):
             tail = name.rpartition(".")[2]
             rows = next(
                 (v.float().numpy() for k, v in weights.items() if f"{RELATIONSHIP}.{tail}" in k), None
             )
             expected = expected if rows is None else rows[1:2] - rows[:1]
         report.equal(f"{name} as the rules say", value, expected)
+
+
+def run_answers(case: Case, report: Report) -> None:
+    """The last layer of the answer head says the mean word of each answer."""
+    document, task = case.document, build_task(case)
+    vocabulary = task.tokenizer.vocab
+    for answer in document["answers"]:
+        report.equal(f"pieces of {answer}", task.tokenizer.tokenize(answer), document["pieces"][answer])
+        ids = [vocabulary[piece] for piece in document["pieces"][answer]]
+        report.equal(f"ids of {answer}", ids, document["piece_ids"][answer])
+    # The case's answers lack <unk>, which a vocabulary file must have.
+    task.vocabulary = AnswerVocabulary(tuple(document["answers"]))
+    model = task.build_model()
+    before = seed(case, model, task.names)
+    task.load_pretrained(model)
+    after = values_of(model, task.names)
+    compare_state(case, report, before, after, {})
+    (name,), (values,) = document["after"], document["values"].values()
+    report.close("columns", after[name][:, : len(values[0])], values, 1e-6)
 
 
 def _loads(case: Case, *keys: str) -> bool:
@@ -246,5 +273,5 @@ RUNNERS = [
     (lambda c: _loads(c, "checkpoint", "vlbert_config"), run_language),
     (lambda c: _loads(c, "checkpoint", "IMAGE_NUM_LAYERS"), run_image),
     (lambda c: _loads(c, "checkpoint", "config"), run_task),
-    (lambda c: _loads(c, "answers", "pieces"), not_built("vqa")),
+    (lambda c: _loads(c, "answers", "pieces"), run_answers),
 ]

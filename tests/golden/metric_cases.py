@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.batch import Lengths
 from common.engine.metrics import (
     Metrics,
     Ratio,
@@ -42,13 +43,20 @@ def _by_label(prefix: str, suffix: str = "") -> Callable[[Outputs], Ratio]:
     return lambda outputs: accuracy(outputs[f"{prefix}_logits{suffix}"], outputs[f"{prefix}_label{suffix}"])
 
 
+def _region_accuracy(outputs: Outputs) -> Ratio:
+    """The reference's boxes are padded; ours are not."""
+    logits, labels = outputs["label_logits"], outputs["label"]
+    real = labels >= 0
+    return region_accuracy(logits[real], labels[real], Lengths.of(real.sum(1).tolist()))
+
+
 METRICS: dict[str, Callable[[Outputs], Ratio]] = {
     "Accuracy": _choice_accuracy,
     "JointAccuracy": lambda o: joint_accuracy(
         o["answer_label_logits"], o["answer_label"], o["rationale_label_logits"], o["rationale_label"]
     ),
     "SoftAccuracy": lambda o: soft_accuracy(o["label_logits"], o["label"]),
-    "RefAccuracy": lambda o: region_accuracy(o["label_logits"], o["label"]),
+    "RefAccuracy": _region_accuracy,
     "ClsAccuracy": lambda o: cls_accuracy(o["label_logits"], o["label"]),
     "ClsPosAccuracy": lambda o: cls_pos_accuracy(o["label_logits"], o["label"]),
     "ClsPosFraction": lambda o: cls_pos_fraction(o["label"]),

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import pytest
 
-from tests.golden import data_cases, eval_cases, model_cases, train_cases, unit_cases
+from tests.golden import (
+    callback_cases,
+    data_cases,
+    eval_json_cases,
+    eval_vcr_cases,
+    metric_cases,
+    model_cases,
+    run_cases,
+    train_cases,
+    unit_cases,
+)
 
-RUNNERS = [
-    *model_cases.RUNNERS,
-    *unit_cases.RUNNERS,
-    *data_cases.RUNNERS,
-    *train_cases.RUNNERS,
-    *eval_cases.RUNNERS,
-]
+AREAS = (
+    callback_cases,
+    data_cases,
+    eval_json_cases,
+    eval_vcr_cases,
+    metric_cases,
+    model_cases,
+    run_cases,
+    train_cases,
+    unit_cases,
+)
+RUNNERS = [runner for area in AREAS for runner in area.RUNNERS]
 
 
 def test_golden(golden_case, report):

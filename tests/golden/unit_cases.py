@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -19,8 +20,11 @@ from common.modeling.official_names import OfficialNames
 from common.modeling.packing import Packing, Padding
 from common.modeling.resnet import ResNet
 from common.modeling.visual_linguistic_bert import PackedInputs, VisualLinguisticBert
+from tests.golden.adapters import tokens
 from tests.golden.harness import Case, Report, statistics, weight
-from vcr.text import Tokens, assemble_text
+from vcr.text import assemble_text
+from vqa.dataset import assemble_question
+from vqa.model import MASK_FROM_END
 
 RULE_DEAD_HELPER = "the reference's unused helper is not part of this project (spec model.md D10)"
 RULE_EMPTY_LABELS = "without a valid row the loss stays a tensor of its own shape (spec model.md B19)"
@@ -275,12 +279,6 @@ def _vcr_layouts(special: dict[str, int]) -> dict[str, dict[str, object]]:
     }
 
 
-def tokens(ids: np.ndarray, tags: np.ndarray) -> Tokens:
-    """The valid part of a padded row."""
-    valid = ids > 0
-    return Tokens(ids[valid].tolist(), tags[valid].tolist(), [0] * int(valid.sum()))
-
-
 def run_vcr_text(case: Case, report: Report) -> None:
     arrays = case.arrays
     for layout, options in _vcr_layouts(case.document["special"]).items():
@@ -303,7 +301,21 @@ def run_vcr_text(case: Case, report: Report) -> None:
 
 
 def run_vqa_text(case: Case, report: Report) -> None:
-    report.not_built("vqa")
+    arrays = case.arrays
+    special = SimpleNamespace(**{f"{name}_id": number for name, number in case.document["special"].items()})
+    for row, question in enumerate(arrays["input.question"]):
+        sequence, where = (
+            assemble_question(question[question > 0].tolist(), special),
+            arrays["output.mask"][row],
+        )
+        for key, actual in (
+            ("input_ids", sequence.ids),
+            ("token_type_ids", sequence.types),
+            ("tags", sequence.tags),
+        ):
+            report.equal(key, actual, arrays[f"output.{key}"][row][where])
+        place = len(sequence) - MASK_FROM_END
+        report.equal("answer position", place, int(arrays["output.answer_position"][row]))
 
 
 def run_misc(case: Case, report: Report) -> None:

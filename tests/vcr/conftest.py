@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.vcr.world import World, draw
+from tests.vcr.world import SMALL, World
+from tests.world import draw
 
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
-    return draw(tmp_path_factory.mktemp("drawn") / "toy")
+    return draw(tmp_path_factory.mktemp("drawn") / "toy", SMALL)
 
 
 @pytest.fixture

@@ -12,14 +12,15 @@ import pytest
 import torch
 
 from common.modeling.pretrained import read_weights
-from tests.vcr.world import CFGS, ROOT, World
+from tests.vcr.world import CFGS, World
+from tests.world import ROOT
 
 
 @pytest.fixture(scope="module")
 def trained(drawn, tmp_path_factory):
     world = World(drawn, tmp_path_factory.mktemp("trained"))
     for part in CFGS:
-        assert world.train(part=part) == 0
+        assert world.train(cfg=CFGS[part]) == 0
     return world
 
 

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from common.modeling.pretrained import read_weights
-from tests.vcr.world import CFGS, ROOT, World
+from tests.vcr.world import CFGS, World
+from tests.world import ROOT
 
 
 def start(*command: object) -> str:

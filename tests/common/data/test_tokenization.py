@@ -118,3 +118,12 @@ def test_wrong_directories(directory):
     (directory / "vocab.txt").unlink()
     with pytest.raises(DataError, match=r"vocab.txt: cannot be read"):
         Tokenizer.from_directory(directory)
+
+
+def test_left_and_right_trade_places():
+    words = ["left", "right", "##most", "of"]
+    tokenizer = Tokenizer({word: i for i, word in enumerate([*SPECIAL_TOKENS, *words])})
+    mirrored = tokenizer.mirrored(tokenizer.ids("leftmost of right unknown"))
+    assert mirrored == tokenizer.ids("rightmost of left unknown")
+    one_sided = Tokenizer({word: i for i, word in enumerate([*SPECIAL_TOKENS, "left"])})
+    assert one_sided.mirrored(one_sided.ids("left right")) == [one_sided.unk_id] * 2

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from common.batch import Lengths
 from common.engine import metrics
 from common.engine.metrics import Metrics, Ratio
 
@@ -38,14 +39,16 @@ def test_soft_accuracy():
 def test_refcoco_metrics():
     logits = torch.tensor([[2, -1, 0.5, -10000], [-3, -0.2, -1, -2]])
     labels = torch.tensor([[1.0, 0, 1, -1], [0, 0, 1, 0]])
-    assert value(metrics.region_accuracy(logits, labels)) == 0.5
+    real = labels >= 0
+    assert value(metrics.region_accuracy(logits[real], labels[real], Lengths.of([3, 4]))) == 0.5
     assert value(metrics.cls_accuracy(logits, labels)) == pytest.approx(6 / 7)
     assert value(metrics.cls_pos_accuracy(logits, labels)) == pytest.approx(2 / 3)
     assert value(metrics.cls_pos_fraction(labels)) == pytest.approx(3 / 7)
 
 
-def test_region_accuracy_never_chooses_padding():
-    assert value(metrics.region_accuracy(torch.tensor([[-5.0, 0.0]]), torch.tensor([[1.0, -1.0]]))) == 1
+def test_region_accuracy_stays_in_the_row():
+    logits, labels = torch.tensor([-5.0, -4, 9, 8]), torch.tensor([0.0, 1, 1, 0])
+    assert metrics.region_accuracy(logits, labels, Lengths.of([2, 1, 1])).total.item() == 2
 
 
 def test_mvrc_accuracy_counts_distributions_only():

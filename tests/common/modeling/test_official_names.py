@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from common.config import load_config
 from common.modeling.official_names import OfficialNames
-from vcr.config import VCRConfig
-from vcr.model import ResNetVLBERT
+from refcoco.task import RefCOCOTask
 from vcr.task import VCRTask
+from vqa.task import VQATask
 
 ROOT = Path(__file__).parents[3]
 NAMES = OfficialNames((("vlbert.", "vlbert._module."),))
-MANIFESTS = sorted((ROOT / "tests/manifests").glob("vcr__*.json"))
+TASKS = {task.name: task for task in (VCRTask, VQATask, RefCOCOTask)}
+MANIFESTS = sorted(path for name in TASKS for path in (ROOT / "tests/manifests").glob(f"{name}__*.json"))
 
 
 def manifest(path: Path) -> dict:
@@ -27,23 +29,32 @@ def manifest(path: Path) -> dict:
     return manifest(path.parent / name)
 
 
-def test_all_vcr_manifests_are_here():
-    assert len(MANIFESTS) == len([p for p in (ROOT / "cfgs/vcr").glob("*.yaml") if "toy" not in p.name]) == 6
+def test_every_published_configuration_has_a_manifest():
+    published = {
+        f"{name}__{path.stem}"
+        for name in TASKS
+        for path in (ROOT / "cfgs" / name).glob("*.yaml")
+        if "toy" not in path.name
+    }
+    assert {path.stem for path in MANIFESTS} == published
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 def test_state_dict_equals_the_manifest(path):
     expected = manifest(path)
-    config = load_config(VCRConfig, ROOT / "cfgs" / (path.stem.replace("__", "/") + ".yaml"))
+    task_class = TASKS[path.stem.partition("__")[0]]
+    yaml = ROOT / "cfgs" / (path.stem.replace("__", "/") + ".yaml")
+    task = task_class(load_config(task_class.config_class, yaml))
+    task.tokenizer = SimpleNamespace(cls_id=101, sep_id=102)
     with torch.device("meta"):
-        model = ResNetVLBERT.from_config(config, (101, 102))
-    state = VCRTask(config).names.to_official(model.state_dict())
+        model = task.build_model()
+    state = task.names.to_official(model.state_dict())
     found = {
         name: [list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in state.items()
     }
     assert list(found.items()) == list(expected["state_dict"].items())
     trainable = [name for name, value in model.named_parameters() if value.requires_grad]
-    assert {NAMES.official(name) for name in trainable} == set(expected["trainable"])
+    assert {task.names.official(name) for name in trainable} == set(expected["trainable"])
     assert sum(value.numel() for value in model.parameters()) == expected["num_params"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from common.batch import Lengths
-from common.modeling.packing import Packing, Padding
+from common.modeling.packing import Packing, Padding, argmax_per_row
 
 
 def test_worked_example_of_the_spec():
@@ -52,3 +52,9 @@ def test_lengths():
     repeated = lengths.repeat(Lengths.of([1, 2, 3]))
     assert repeated.sizes == (2, 0, 0, 1, 1, 1)
     assert repeated.tensor.tolist() == [2, 0, 0, 1, 1, 1]
+
+
+def test_the_largest_of_every_row():
+    values = torch.tensor([-3.0, -2, -9, 5, 1, 5])
+    assert argmax_per_row(values, Lengths.of([2, 1, 3])).tolist() == [1, 2, 3]
+    assert argmax_per_row(values, Lengths.of([3, 3])).tolist() == [1, 3]

@@ -1,39 +1,35 @@
-"""Golden evaluation: result files of VCR through the real commands, with a stub in place of the network."""
+"""Golden evaluation of VCR: its result files through the real commands."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import os
 import re
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import vcr.test
 import vcr.val
-from common.config import dump_config
 from common.engine.build import build_split
 from common.engine.evaluator import evaluate
 from common.engine.main import output_folder
 from common.engine.metrics import joint_accuracy
 from common.engine.precision import Precision
 from common.engine.results import write_test_result
-from tests.golden import callback_cases, metric_cases, run_cases
-from tests.golden.data_cases import fixture, in_fixture, vcr_config
-from tests.golden.harness import Case, LogLines, Report, not_built, read_arrays
+from tests.golden.adapters import ADAPTERS
+from tests.golden.data_cases import data_config
+from tests.golden.eval_place import CHECKPOINT, CPU, Stub, command, entered, name_before
+from tests.golden.harness import Case, Report, fixture, in_fixture, read_arrays
 from vcr.config import VCRConfig
+from vcr.dataset import NUM_CHOICES
 from vcr.evaluation import Run
-from vcr.model import VCROutputs
 from vcr.task import VCRTask
 
 RULE_ONE_FORWARD = "one packed forward scores all conditions of a question"
@@ -41,24 +37,11 @@ RULE_RESULT_NAME = "the joint file is never called None_... (design 2)"
 RULE_CACHE = "--use-cache computes what is missing"
 
 PARTS = {"a": "Q2A", "r": "QA2R"}
-CPU = torch.device("cpu")
-
-
-class Stub(nn.Module):
-    """Returns stored logits of the records of a batch."""
-
-    def __init__(self, logits: np.ndarray | None) -> None:
-        super().__init__()
-        self.logits = None if logits is None else torch.from_numpy(logits)
-
-    def forward(self, batch: Any, **_: Any) -> VCROutputs:
-        if self.logits is None:
-            return VCROutputs(torch.zeros(len(batch.index), batch.text.per_image.sizes[0]))
-        return VCROutputs(self.logits[batch.index.cpu()].flatten(1))
+CHOICES = {"Q2A": NUM_CHOICES, "QA2R": NUM_CHOICES**2}
 
 
 class Workplace:
-    """A temporary current folder with both configurations and a checkpoint.
+    """Both configurations, and what their networks say.
 
     Args:
         case: its fixture holds the data.
@@ -80,33 +63,16 @@ class Workplace:
         self.configs: dict[str, VCRConfig] = {}
         for letter, part in PARTS.items():
             own = {"DATASET.TASK": part, "MODEL_PREFIX": prefixes.get(part, letter)}
-            self.configs[letter] = vcr_config(case, {**sets, **options, **own})
+            self.configs[letter] = data_config(case, ADAPTERS["vcr"], {**sets, **options, **own})
 
-    @contextlib.contextmanager
-    def entered(self, names: Mapping[str, str]) -> Iterator[Path]:
+    def entered(self, names: Mapping[str, str]) -> AbstractContextManager[Path]:
         """Makes the folder, with configurations of these names, the current one."""
-        before = Path.cwd()
-        with tempfile.TemporaryDirectory() as folder:
-            os.chdir(folder)
-            try:
-                for letter, name in names.items():
-                    Path(name).write_text(dump_config(self.configs[letter]), encoding="utf-8")
-                Path("checkpoint").write_bytes(b"weights")
-                with patch("common.engine.build.load_model", lambda task, path, device: self.stub(task)):
-                    yield Path(folder).resolve()
-            finally:
-                os.chdir(before)
+        configs = {name: self.configs[letter] for letter, name in names.items()}
+        return entered(configs, lambda task: self.scores(task.config.DATASET.TASK))
 
-    def stub(self, task: VCRTask) -> Stub:
-        return Stub(self.logits.get(task.config.DATASET.TASK)).eval()
-
-
-def command(main: Any, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Runs an entry point; returns its printed lines and its log lines."""
-    printed, logged = io.StringIO(), LogLines("vcr")
-    with logged, contextlib.redirect_stdout(printed), patch.object(sys, "argv", ["", *arguments]):
-        main()
-    return printed.getvalue().splitlines(), logged.lines
+    def scores(self, part: str) -> np.ndarray:
+        """Stored logits, or zeros for more records than there are."""
+        return self.logits[part] if part in self.logits else np.zeros((1000, CHOICES[part]), np.float32)
 
 
 def stored_logits(case: Case) -> dict[str, np.ndarray]:
@@ -118,12 +84,6 @@ def by_part(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {part: arrays[part.lower()] for part in PARTS.values()}
 
 
-def name_before(names: Sequence[str], suffix: str) -> str | None:
-    """What comes before a suffix in the only name that has it."""
-    found = [Path(name).name.removesuffix(suffix) for name in names if name.endswith(suffix)]
-    return found[0] if found else None
-
-
 def prefixes_in(names: Sequence[str]) -> dict[str, str]:
     """MODEL_PREFIX of every part, as the copies of the checkpoints tell it."""
     found = {part: name_before(names, f"_test_ckpt_{part}.model") for part in PARTS.values()}
@@ -131,7 +91,7 @@ def prefixes_in(names: Sequence[str]) -> dict[str, str]:
 
 
 def test_arguments(parts: str, *more: str) -> list[str]:
-    given = [[f"--{x}-cfg", f"{x}.yaml", f"--{x}-ckpt", "checkpoint"] for x in parts]
+    given = [[f"--{x}-cfg", f"{x}.yaml", f"--{x}-ckpt", CHECKPOINT] for x in parts]
     return [*(word for words in given for word in words), *more]
 
 
@@ -210,7 +170,7 @@ def compare_cached(report: Report, lines: Sequence[str]) -> None:
     assert found
     flags = ("--result-name", found[1], "--result-path", "results")
     command(vcr.test.main, test_arguments("ar", *flags))
-    _, logged = command(vcr.test.main, test_arguments("ar", *flags, "--use-cache"))
+    _, logged = command(vcr.test.main, test_arguments("ar", *flags, "--use-cache"), "vcr")
     report.equal("cached", [line.replace("results/", "<result-path>/") for line in logged], list(lines))
 
 
@@ -256,7 +216,7 @@ def run_val(case: Case, report: Report) -> None:
 
 def compare_val(case: Case, report: Report, what: str, run: Mapping[str, Any], results: Path) -> None:
     """Runs `vcr/val.py` and compares what it prints and writes."""
-    places = {"<ckpt>": "checkpoint", "<dir>": str(results)}
+    places = {"<ckpt>": CHECKPOINT, "<dir>": str(results)}
     words = [in_fixture(case, places.get(word, word)) for word in run["argv"]]
     if "--use-cache" in words and not run["accuracy_lines"]:
         report.skip(what, RULE_CACHE)
@@ -272,7 +232,7 @@ def compare_accuracies(report: Report, place: Workplace, expected: Sequence[Mapp
     for letter, part in PARTS.items():
         task = VCRTask(place.configs[letter])
         loader = build_split(task, "val")
-        found[part] = evaluate(task, place.stub(task), loader, CPU)
+        found[part] = evaluate(task, Stub(task, place.scores(part)), loader, CPU)
         labels[part] = torch.from_numpy(Run(part, task, Path()).labels())
     pairs: list[Tensor] = []
     for part in PARTS.values():
@@ -293,9 +253,4 @@ RUNNERS = [
     (lambda c: _in_eval(c, "vcr", "parsed_csv"), run_test),
     (lambda c: _in_eval(c, "vcr", "default_result_name"), run_names),
     (lambda c: _in_eval(c, "vcr", "runs", "metrics"), run_val),
-    (lambda c: c.folder == ("eval", "vqa"), not_built("vqa")),
-    (lambda c: c.folder == ("eval", "refcoco"), not_built("refcoco")),
-    *callback_cases.RUNNERS,
-    *run_cases.RUNNERS,
-    *metric_cases.RUNNERS,
 ]

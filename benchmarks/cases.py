@@ -1,0 +1,155 @@
+"""The batches of workloads.json: models of real size with random weights, random inputs with fixed row lengths.
+
+No file of `data/` or `model/` is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from common.batch import Batch, TextSequence
+from common.config import load_config
+from common.data.collate import collate
+from common.engine.task import Task
+from refcoco.config import RefCOCOConfig
+from refcoco.dataset import RefCOCOBatch, RefCOCOSample
+from refcoco.model import ResNetVLBERT as RefCOCOModel
+from refcoco.task import RefCOCOTask
+from vcr.config import VCRConfig
+from vcr.dataset import VCRBatch, VCRSample
+from vcr.model import ResNetVLBERT as VCRModel
+from vcr.task import VCRTask
+from vqa.config import VQAConfig
+from vqa.dataset import VQABatch, VQASample
+from vqa.model import ResNetVLBERT as VQAModel
+from vqa.task import VQATask
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKLOADS: dict[str, Any] = json.loads((ROOT / "benchmarks/workloads.json").read_text(encoding="utf-8"))
+
+Workload = Mapping[str, Any]
+
+
+class Case(NamedTuple):
+    """What a step needs."""
+
+    task: Task[Any, Any, Any]
+    model: nn.Module
+    batch: Batch
+
+
+class Inputs:
+    """Draws the random parts of a batch.
+
+    Args:
+        vocab_size: rows of the word table.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self.rng = np.random.default_rng(0)
+        self.vocab_size = vocab_size
+
+    def boxes(self, width: int, height: int, count: int) -> torch.Tensor:
+        """(count + 1, 4) float32: the whole image, then random boxes inside it."""
+        corners = self.rng.uniform(0, 1, (count, 2, 2)) * (width - 1, height - 1)
+        corners.sort(axis=1)
+        whole = [[0, 0, width - 1, height - 1]]
+        return torch.from_numpy(np.concatenate([whole, corners.reshape(count, 4)])).float()
+
+    def text(self, parts: Sequence[int], num_boxes: int = 1) -> TextSequence:
+        """`[CLS] part [SEP] part [SEP]` ... of the given lengths with random words, each about a random box."""
+        size = sum(parts) + len(parts) + 1
+        return TextSequence(
+            ids=self.rng.integers(1, self.vocab_size, size),
+            types=(np.arange(size) >= parts[0] + 2).astype(np.int64),
+            tags=self.rng.integers(0, num_boxes, size),
+        )
+
+    def fields(self, index: int, size: tuple[int, int], count: int, *, pixels: bool) -> dict[str, Any]:
+        """What samples of all tasks share, for a picture of (width, height) with `count` boxes."""
+        width, height = size
+        image = self.rng.integers(0, 256, (3, height, width), dtype=np.uint8) if pixels else None
+        return {
+            "index": index,
+            "record_id": str(index),
+            "image": None if image is None else torch.from_numpy(image),
+            "canvas": (height, width),
+            "im_info": torch.tensor([width, height, 1.0, 1.0]),
+            "boxes": self.boxes(width, height, count),
+        }
+
+
+def vcr_case(workload: Workload) -> Case:
+    """Pictures on the fixed canvas, four answers per question."""
+    config = load_config(VCRConfig, ROOT / "cfgs" / workload["cfg"])
+    inputs, mask = Inputs(config.NETWORK.VLBERT.vocab_size), config.DATASET.MASK_SIZE
+    samples = []
+    for index, (size, count) in enumerate(zip(workload["images"], workload["objects"], strict=True)):
+        question = workload["question_tokens"][index]
+        answers = workload["answer_tokens"][index]
+        fields = inputs.fields(index, size, count, pixels=True)
+        fields["canvas"] = (config.SCALES[0], config.SCALES[1])
+        samples.append(
+            VCRSample(
+                **fields,
+                texts=tuple(inputs.text((question, answer), count + 1) for answer in answers),
+                box_classes=torch.from_numpy(inputs.rng.integers(0, 81, count + 1)),
+                box_masks=torch.from_numpy(inputs.rng.integers(0, 2, (count + 1, mask, mask)).astype(bool)),
+                label=torch.tensor(index % 4),
+            )
+        )
+    # Not `task.build_model`, which opens a vocabulary to learn these two ids.
+    model = VCRModel.from_config(config, special_ids=(101, 102))
+    return Case(VCRTask(config), model, collate(samples, VCRBatch))
+
+
+def vqa_case(workload: Workload) -> Case:
+    """Precomputed regions, one question per picture."""
+    config = load_config(VQAConfig, ROOT / "cfgs" / workload["cfg"])
+    inputs = Inputs(config.NETWORK.VLBERT.vocab_size)
+    rows = zip(workload["question_tokens"], workload["regions"], strict=True)
+    samples = [
+        VQASample(
+            **inputs.fields(index, (1000, 600), count, pixels=False),
+            texts=(inputs.text((question, 1)),),
+            box_features=torch.from_numpy(inputs.rng.random((count + 1, 2048), dtype=np.float32)),
+            label=torch.from_numpy(inputs.rng.random(config.DATASET.ANSWER_VOCAB_SIZE, dtype=np.float32)),
+        )
+        for index, (question, count) in enumerate(rows)
+    ]
+    return Case(VQATask(config), VQAModel.from_config(config), collate(samples, VQABatch))
+
+
+def refcoco_case(workload: Workload) -> Case:
+    """Pixels, one expression per picture."""
+    config = load_config(RefCOCOConfig, ROOT / "cfgs" / workload["cfg"])
+    inputs = Inputs(config.NETWORK.VLBERT.vocab_size)
+    rows = zip(workload["images"], workload["regions"], workload["expression_tokens"], strict=True)
+    samples = [
+        RefCOCOSample(
+            **inputs.fields(index, size, count, pixels=True),
+            texts=(inputs.text((words,)),),
+            label=torch.from_numpy(inputs.rng.integers(0, 2, count + 1)).float(),
+            ref_id=torch.tensor(index),
+            sent_id=torch.tensor(index),
+            target=torch.zeros(4),
+            target_region=torch.tensor(1),
+        )
+        for index, (size, count, words) in enumerate(rows)
+    ]
+    return Case(RefCOCOTask(config), RefCOCOModel.from_config(config), collate(samples, RefCOCOBatch))
+
+
+CASES: dict[str, Callable[[Workload], Case]] = {
+    "vcr": vcr_case,
+    "vqa": vqa_case,
+    "refcoco": refcoco_case,
+}
+"""How to make the batch of each task; others are not built yet."""

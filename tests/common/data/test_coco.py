@@ -1,0 +1,81 @@
+import json
+import pickle
+
+import pytest
+
+from common.data.coco import BoxTable, CocoIndex
+from common.errors import DataError
+
+IMAGES = [{"id": 9, "width": 640, "height": 480, "file_name": "x"}, {"id": 3, "width": 10, "height": 20}]
+ANNOTATIONS = [
+    {"id": 7, "image_id": 9, "category_id": 4, "bbox": [1, 2, 3, 4.5], "iscrowd": 1},
+    {"id": 1, "image_id": 3, "category_id": 5, "bbox": [0, 0, 1, 1]},
+    {"id": 5, "image_id": 9, "category_id": 6, "bbox": [9, 9, 9, 9], "segmentation": [[1, 2]]},
+]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def written(content):
+        path = tmp_path / "instances.json"
+        path.write_text(json.dumps(content))
+        return str(path)
+
+    return written
+
+
+def test_an_index(write):
+    index = CocoIndex(write({"info": {}, "images": IMAGES, "annotations": ANNOTATIONS, "categories": []}))
+    index = pickle.loads(pickle.dumps(index))
+    assert (index.size(9), index.size(3)) == ((640, 480), (10, 20))
+    assert index.boxes(9).tolist() == [[1, 2, 3, 4.5], [9, 9, 9, 9]]
+    assert index.annotation_ids(9).tolist() == [7, 5]
+    assert index.categories(9).tolist() == [4, 6]
+    assert index.boxes(3).tolist() == [[0, 0, 1, 1]]
+    assert [index.box(number).tolist() for number in (7, 1, 5)] == [one["bbox"] for one in ANNOTATIONS]
+
+
+def test_a_file_of_sizes_alone(write):
+    index = CocoIndex(write({"images": IMAGES}))
+    assert index.size(3) == (10, 20)
+    assert index.boxes(3).shape == (0, 4)
+    assert index.annotation_ids(9).tolist() == index.categories(9).tolist() == []
+
+
+@pytest.mark.parametrize("number", [0, 4, 10])
+def test_what_is_not_there(write, number):
+    index = CocoIndex(write({"images": IMAGES, "annotations": ANNOTATIONS}))
+    assert index.boxes(number).shape == (0, 4)
+    with pytest.raises(DataError, match=rf"instances\.json: has no image {number}"):
+        index.size(number)
+    with pytest.raises(DataError, match=rf"instances\.json: has no annotation {number}"):
+        index.box(number)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"annotations": []}, "images: Field required"),
+        ({"images": []}, "images: List should have at least 1 item"),
+        ({"images": [{**IMAGES[0], "height": 0}]}, r"images\.0\.height"),
+        ({"images": [{"id": 1}]}, r"images\.0\.width: Field required"),
+        ({"images": [*IMAGES, IMAGES[0]]}, "image 9 stands twice"),
+        ({"images": IMAGES, "annotations": [{**ANNOTATIONS[0], "bbox": [1, 2, 3]}]}, r"annotations\.0\.bbox"),
+        ({"images": IMAGES, "annotations": [{**ANNOTATIONS[0], "id": "7"}]}, r"annotations\.0\.id"),
+        ({"images": IMAGES, "annotations": ANNOTATIONS[:1] * 2}, "annotation 7 stands twice"),
+        ([], "should be an object"),
+    ],
+)
+def test_files_that_are_wrong(write, content, message):
+    with pytest.raises(DataError, match=rf"instances\.json: .*{message}"):
+        CocoIndex(write(content))
+
+
+def test_detections(write):
+    found = [{"image_id": 9, "box": [1, 2, 3, 4], "score": 0.5}, {"image_id": 3, "box": [5, 5, 5, 5]}]
+    table = BoxTable.of_detections(write([*found, {"image_id": 9, "box": [0, 0, 0.5, 0]}]))
+    assert table.boxes(9).tolist() == [[1, 2, 3, 4], [0, 0, 0.5, 0]]
+    assert table.boxes(4).shape == (0, 4)
+    assert BoxTable.of_detections(write([])).boxes(9).shape == (0, 4)
+    with pytest.raises(DataError, match=r"instances\.json: 1\.box"):
+        BoxTable.of_detections(write([found[0], {"image_id": 9}]))

@@ -1,0 +1,90 @@
+"""A small toy world, drawn once and copied to be spoilt, and the commands of a task run on it in this process."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from common.engine.main import run, train_net, train_parser
+from scripts.make_toy_data import ToyWorld, make_toy_data
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "NUM_WORKERS_PER_GPU=0",
+    "NETWORK.IMAGE_FINAL_DIM=16",
+    "NETWORK.VLBERT.visual_size=16",
+    "NETWORK.VLBERT.hidden_size=16",
+    "NETWORK.VLBERT.intermediate_size=16",
+    "NETWORK.VLBERT.num_hidden_layers=1",
+    "TRAIN.BATCH_IMAGES=4",
+    "TRAIN.END_EPOCH=1",
+    "TRAIN.WARMUP_STEPS=1",
+]
+TINY_PIXELS = [
+    "NETWORK.IMAGE_WIDTH=4",
+    "SCALES=[64, 64]",  # one canvas for both orientations, so that batches do not matter
+]
+
+
+def draw(folder: Path, world: ToyWorld) -> Path:
+    make_toy_data(folder, world)
+    return folder
+
+
+class CommandWorld:
+    """One copy of a small world, and the commands of a task on it; tasks derive theirs.
+
+    Attributes:
+        task: whose commands these are.
+        cfg: its toy configuration.
+        commands: `main` of every other command by name.
+        place: folder of its data below the toy world.
+        tiny: overrides that make a model of a moment.
+        data: the copy of that folder.
+        out: where runs write.
+    """
+
+    task: ClassVar[type[Any]]
+    cfg: ClassVar[Path]
+    commands: ClassVar[dict[str, Callable[[], None]]]
+    place: ClassVar[str]
+    tiny: ClassVar[list[str]] = [*TINY, *TINY_PIXELS]
+
+    def __init__(self, source: Path, folder: Path) -> None:
+        shutil.copytree(source, folder / "toy")
+        self.data = folder / "toy" / self.place
+        self.bert = folder / "toy" / "bert"
+        self.out = folder / "out"
+
+    def settings(self, changes: list[str]) -> list[str]:
+        paths = [f"DATASET.DATASET_PATH={self.data}", f"NETWORK.BERT_MODEL_NAME={self.bert}"]
+        return [part for value in [*self.tiny, *paths, *changes] for part in ("--set", value)]
+
+    def train(self, *changes: str, flags: tuple[str, ...] = (), cfg: Path | None = None) -> int:
+        argv = ["--cfg", str(cfg or self.cfg), "--model-dir", str(self.out), *flags]
+        argv += self.settings(list(changes))
+        return run(lambda: train_net(train_parser("").parse_args(argv), self.task))
+
+    def evaluate(self, command: str, *flags: str, changes: tuple[str, ...] = ()) -> int:
+        argv = [command, "--result-path", str(self.out / "results"), *flags, *self.settings(list(changes))]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", argv)
+            return run(self.commands[command])
+
+    def checkpoint(self) -> Path:
+        """The best checkpoint of the task's toy configuration."""
+        return next((self.out / "output/toy").rglob("*_train")) / "toy-best.model"
+
+    def model(self, path: Path | None = None) -> tuple[str, ...]:
+        """Flags that name the model."""
+        return ("--cfg", str(self.cfg), "--ckpt", str(path or self.checkpoint()))
+
+    def leftovers(self) -> list[str]:
+        """Checkpoints, results and temporary files that a run has written."""
+        kept = (".log", ".yaml", ".py")
+        return [path.name for path in self.out.rglob("*") if path.is_file() and path.suffix not in kept]

@@ -1,0 +1,98 @@
+"""VL-BERT for VQA: which of the known answers fits (paper 4.2.2; spec model.md 7.2).
+
+Letters: B images (and texts), K boxes of all images, T tokens, D visual width, H hidden width, V answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.batch import Batch
+from common.modeling.bert import Kernel
+from common.modeling.fast_rcnn import FastRCNN, RegionFeatures
+from common.modeling.heads import classifier
+from common.modeling.visual_linguistic_bert import VisualLinguisticBert
+from common.modeling.visual_linguistic_model import VisualLinguisticModel
+from vqa.config import VQAConfig
+from vqa.dataset import VQABatch
+
+MASK_FROM_END = 2
+"""The answer is read at [MASK], the last but one token of `[CLS] question [SEP] [MASK] [SEP]`."""
+
+
+@dataclass(frozen=True)
+class VQAOutputs:
+    """What the model says of a batch.
+
+    Attributes:
+        logits: (B, V) score of every answer.
+    """
+
+    logits: Tensor
+
+
+class ResNetVLBERT(VisualLinguisticModel):
+    """The VQA model.
+
+    Args:
+        image_feature_extractor: the region branch; None when blind.
+        vlbert: the joint transformer; a pooler that it has is not used.
+        grounding: False gives the words no visual feature; else they all carry that of box 0, the whole image.
+        final_mlp: scores the state at [MASK].
+    """
+
+    def __init__(
+        self,
+        *,
+        image_feature_extractor: FastRCNN | None,
+        vlbert: VisualLinguisticBert,
+        grounding: bool = True,
+        final_mlp: nn.Sequential,
+    ) -> None:
+        super().__init__(
+            image_feature_extractor=image_feature_extractor,
+            num_object_words=1,
+            hidden_size=vlbert.hidden_size,
+        )
+        self.grounding = grounding
+        self.vlbert = vlbert
+        self.final_mlp = final_mlp
+        self.freeze_unseen()
+        if vlbert.pooler is not None:  # nothing trains it, and several processes wait for every gradient
+            vlbert.pooler.requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, config: VQAConfig) -> ResNetVLBERT:
+        """The model that the config describes, with its initial values (spec model.md 8.1)."""
+        network = config.NETWORK
+        return cls(
+            image_feature_extractor=None if network.BLIND else FastRCNN.from_config(config),
+            vlbert=VisualLinguisticBert.from_config(network.VLBERT),
+            final_mlp=classifier(
+                network.CLASSIFIER_TYPE,
+                hidden_size=network.VLBERT.hidden_size,
+                outputs=config.DATASET.ANSWER_VOCAB_SIZE,
+                dropout=network.CLASSIFIER_DROPOUT,
+                inner_size=network.CLASSIFIER_HIDDEN_SIZE,
+                activation=network.VLBERT.hidden_act,
+            ),
+            grounding=not network.NO_GROUNDING,
+        )
+
+    def text_visual(self, batch: Batch, features: RegionFeatures | None) -> tuple[Tensor, Tensor]:
+        """See `VisualLinguisticModel`; without grounding the words carry a row of zeros behind the boxes."""
+        visual, rows = super().text_visual(batch, features)
+        if self.grounding or features is None:
+            return visual, rows
+        return F.pad(visual, (0, 0, 0, 1)), torch.full_like(rows, len(visual))
+
+    def forward(self, batch: VQABatch, *, kernel: Kernel = "auto") -> VQAOutputs:
+        """Scores every answer to every question."""
+        encoded = self.encode(batch, self.region_features(batch), kernel=kernel)
+        lengths = batch.text.lengths
+        answer = lengths.starts + lengths.tensor - MASK_FROM_END
+        return VQAOutputs(self.final_mlp(encoded.text().index_select(0, answer)))

@@ -1,0 +1,152 @@
+"""VQA as the engine sees it: losses, metrics, predictions, and what the answer head starts from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.config import ExperimentConfig
+from common.config_types import Split
+from common.engine.metrics import Ratio, soft_accuracy
+from common.engine.results import write_json
+from common.engine.task import Task
+from common.modeling.official_names import OfficialNames
+from common.modeling.pretrained import (
+    LoadReport,
+    language_file,
+    language_name,
+    load_state,
+    read_weights,
+    weights_of,
+)
+from vqa.answers import AnswerVocabulary
+from vqa.config import VQAConfig
+from vqa.dataset import VQABatch, VQADataset
+from vqa.model import ResNetVLBERT, VQAOutputs
+from vqa.questions import shared_parts
+
+logger = logging.getLogger(__name__)
+
+TRANSFORM = "mlm_head.predictions.transform."
+
+
+class VQATask(Task[VQAConfig, VQABatch, VQAOutputs]):
+    """Open questions, answered from a vocabulary."""
+
+    name = "vqa"
+    config_class: ClassVar[type[ExperimentConfig]] = VQAConfig
+    best_metric = "SoftAcc"
+
+    @cached_property
+    def vocabulary(self) -> AnswerVocabulary:
+        """The answers of the model."""
+        vocabulary = AnswerVocabulary.from_config(self.config.DATASET)
+        if vocabulary.duplicates:
+            logger.warning(
+                "DATASET.ANSWER_VOCAB_FILE: %d answers stand more than once, and only the first of each can be "
+                "right: %s",
+                len(vocabulary.duplicates),
+                ", ".join(map(repr, vocabulary.duplicates)),
+            )
+        return vocabulary
+
+    def build_dataset(self, split: Split) -> VQADataset:
+        """Opens and checks the data of one split."""
+        data = self.config.DATASET
+        shared = shared_parts(data.TRAIN_IMAGE_SET, data.VAL_IMAGE_SET)
+        if split == "val" and shared:
+            logger.warning(
+                "DATASET.VAL_IMAGE_SET: %s: the model trains on %s too, so this accuracy is no measure",
+                data.VAL_IMAGE_SET,
+                " and ".join(shared),
+            )
+        return VQADataset(self.config, split, self.tokenizer, self.vocabulary)
+
+    def build_model(self) -> ResNetVLBERT:
+        """Builds the network with its initial values."""
+        return ResNetVLBERT.from_config(self.config)
+
+    def load_pretrained(self, model: nn.Module) -> list[LoadReport]:
+        """Fills a fresh model; the answer head starts from the language model where the config asks for it.
+
+        The transform of the `mlm` classifier comes from the language file, and `CLASSIFIER_PRETRAINED` makes the
+        last layer say the mean word of each answer (spec model.md 8.2, 9.4).
+        """
+        assert isinstance(model, ResNetVLBERT)
+        network = self.config.NETWORK
+        if network.CLASSIFIER_TYPE == "mlm":
+            # First: PARTIAL_PRETRAIN may know better.
+            self._load_transform(model.final_mlp[0])
+        reports = super().load_pretrained(model)
+        if network.CLASSIFIER_PRETRAINED:
+            last = cast(nn.Linear, model.final_mlp[-1])
+            start_from_words(
+                last, model.vlbert.word_embeddings, list(map(self.tokenizer.ids, self.vocabulary.answers))
+            )
+        return reports
+
+    def _load_transform(self, transform: nn.Module) -> None:
+        """Fills the transform of the `mlm` classifier from the masked-word head of the language file, if any."""
+        if (language := language_file(self.config)) is None:
+            return
+        key, path = language
+        weights = weights_of(read_weights(path, key), str(path))
+        named = {language_name(name): value for name, value in weights.items()}
+        head = {
+            name.removeprefix(TRANSFORM): value for name, value in named.items() if name.startswith(TRANSFORM)
+        }
+        if head:
+            load_state(transform, head, OfficialNames(), str(path))
+        else:
+            logger.warning("%s: has no masked-word head; the answer head starts from random values", path)
+
+    def losses(self, outputs: VQAOutputs, batch: VQABatch) -> dict[str, Tensor]:
+        """Binary cross entropy, summed over the answers (spec model.md 7.2)."""
+        assert batch.label is not None
+        logits = outputs.logits.float()
+        return {"ans_loss": F.binary_cross_entropy_with_logits(logits, batch.label) * logits.shape[1]}
+
+    def metrics(self, outputs: VQAOutputs, batch: VQABatch, split: Split) -> dict[str, Ratio]:
+        """Soft score of the best answer."""
+        assert batch.label is not None
+        return {"SoftAcc": soft_accuracy(outputs.logits, batch.label)}
+
+    def predictions(self, outputs: VQAOutputs, batch: VQABatch) -> list[dict[str, Any]]:
+        """The best answer to every question, never `<unk>`; of equal ones the first."""
+        sayable = torch.tensor(self.vocabulary.sayable(), device=outputs.logits.device)
+        best = outputs.logits.masked_fill(~sayable, -torch.inf).argmax(dim=1).tolist()
+        return [
+            {"question_id": question_id, "answer": self.vocabulary.answers[number]}
+            for question_id, number in zip(batch.question_ids, best, strict=True)
+        ]
+
+    def result_file(self, folder: Path, name: str) -> Path:
+        """`{name}_vqa2_{TEST_IMAGE_SET}.json`."""
+        return folder / f"{name}_vqa2_{self.config.DATASET.TEST_IMAGE_SET}.json"
+
+    def write_predictions(self, records: Sequence[Mapping[str, Any]], path: Path) -> None:
+        """Writes the answers as EvalAI wants them."""
+        write_json(path, records)
+
+
+@torch.no_grad()
+def start_from_words(layer: nn.Linear, words: nn.Embedding, pieces: Sequence[Sequence[int]]) -> None:
+    """Sets every row to the mean embedding of the word pieces of its answer; rows without pieces stay.
+
+    Args:
+        layer: last layer of the classifier, as wide as a word.
+        words: the word table.
+        pieces: ids of the pieces of every answer.
+    """
+    assert layer.weight.shape == (len(pieces), words.embedding_dim)
+    lengths = torch.tensor([len(answer) for answer in pieces])
+    ids = torch.tensor([piece for answer in pieces for piece in answer])
+    means = F.embedding_bag(ids, words.weight, lengths.cumsum(0) - lengths, mode="mean")
+    layer.weight.copy_(torch.where(lengths[:, None] > 0, means, layer.weight))
