@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +36,16 @@ TINY_PIXELS = [
 def draw(folder: Path, world: ToyWorld) -> Path:
     make_toy_data(folder, world)
     return folder
+
+
+def start(*command: object) -> str:
+    """Runs a command of its own in the environment of these tests; returns what it prints."""
+    path = f"{sys.prefix}/bin:{os.environ['PATH']}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, "VIRTUAL_ENV": sys.prefix}
+    argv = [str(part) for part in command]
+    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 class CommandWorld:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import torch
 
 from common.modeling.pretrained import read_weights
 from tests.refcoco.world import World
-from tests.world import ROOT
+from tests.world import ROOT, start
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +99,10 @@ def test_proposals_have_no_identity(trained, capsys):
 @pytest.mark.dist
 def test_two_processes_train_and_test(world):
     """Aspect grouping is on, and the groups do not fall evenly on the processes."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     # One by one: pictures are padded to the largest of their batch, which scores depend on (spec data.md 5).
     settings = world.settings(["TRAIN.BATCH_IMAGES=2", "TEST.BATCH_IMAGES=1"])
     script = [ROOT / "scripts/dist_run_single.sh", 2, "refcoco/train_end2end.py", world.cfg, world.out]
-    argv = [str(part) for part in [*script, "--do-test", *settings]]
-    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    start(*script, "--do-test", *settings)
     folder = world.checkpoint().parents[1]
     two = {split: folder / f"{split}_test/toy_refcoco+_{split}.json" for split in ("val", "testA", "testB")}
     for split, path in two.items():

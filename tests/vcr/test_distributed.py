@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from common.modeling.pretrained import read_weights
 from tests.vcr.world import CFGS, World
-from tests.world import ROOT
-
-
-def start(*command: object) -> str:
-    path = f"{sys.prefix}/bin:{os.environ['PATH']}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, "VIRTUAL_ENV": sys.prefix}
-    argv = [str(part) for part in command]
-    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+from tests.world import ROOT, start
 
 
 def files(world: World, name: str) -> dict[str, bytes]:

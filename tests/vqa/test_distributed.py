@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from tests.vcr.test_distributed import start
-from tests.world import ROOT
+from tests.world import ROOT, start
 
 
 @pytest.mark.dist

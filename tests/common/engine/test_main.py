@@ -227,3 +227,27 @@ def test_splits_use_their_own_settings():
     assert {split: (value.shuffle, value.pad) for split, value in batches.items()} == {
         **{"train": (True, True), "val": (False, False)},
     }
+
+
+def evaluation(cfg, *flags, split="test"):
+    argv = ["--cfg", str(cfg), "--model-dir", str(cfg.parent), *flags]
+    return main.load_evaluation(main.checkpoint_parser("toy", "split").parse_args(argv), ToyTask, split)
+
+
+def test_what_a_command_for_one_checkpoint_runs(cfg):
+    task, path, folder = evaluation(cfg)
+    assert path == output(cfg) / "net-best.model"
+    assert folder == cfg.parent / "out/toy.cfg/toytest_test"
+    assert folder.is_dir()
+    assert task.config.TEST.BATCH_IMAGES == 1
+
+
+def test_flags_of_a_command_for_one_checkpoint(cfg):
+    results = cfg.parent / "results"
+    flags = ("--ckpt", "x.model", "--bs", "7", "--split", "new", "--result-path", str(results))
+    task, path, folder = evaluation(cfg, *flags, "--set", "VAL.SHUFFLE=true", split="val")
+    assert (str(path), folder) == ("x.model", results)
+    assert (task.config.VAL.BATCH_IMAGES, task.config.VAL.SHUFFLE) == (7, False)
+    assert (task.config.DATASET.VAL_IMAGE_SET, task.config.DATASET.TEST_IMAGE_SET) == ("new", "toytest")
+    with pytest.raises(ConfigError, match=r"--set VAL.BATCH_IMAGES=0|VAL.BATCH_IMAGES: 0"):
+        evaluation(cfg, "--bs", "0", split="val")
