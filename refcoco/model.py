@@ -48,8 +48,7 @@ class ResNetVLBERT(VisualLinguisticModel):
         )
         self.vlbert = vlbert
         self.final_mlp = final_mlp
-        if vlbert.pooler is not None:  # nothing trains it, and several processes wait for every gradient
-            vlbert.pooler.requires_grad_(False)
+        self.freeze_pooler()
 
     @classmethod
     def from_config(cls, config: RefCOCOConfig) -> ResNetVLBERT:

@@ -75,6 +75,11 @@ class VisualLinguisticModel(nn.Module):
             for parameter in self.vlbert.visual_parameters():
                 parameter.requires_grad_(False)
 
+    def freeze_pooler(self) -> None:
+        """Fixes a pooler that the task does not use: several processes wait for the gradient of all that trains."""
+        if self.vlbert.pooler is not None:
+            self.vlbert.pooler.requires_grad_(False)
+
     def region_words(self, batch: Batch, region_box: Tensor, region_sequence: Tensor) -> Tensor:
         """(R, H) linguistic embedding of the regions.
 
