@@ -5,6 +5,7 @@ No file of `data/` or `model/` is read.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,12 @@ from torch import nn
 from common.batch import Batch, TextSequence
 from common.config import load_config
 from common.data.collate import collate
+from common.data.masking import truncated_lengths
 from common.engine.task import Task
+from pretrain.config import PretrainConfig
+from pretrain.dataset import PretrainBatch, PretrainSample
+from pretrain.model import ResNetVLBERTForPretraining
+from pretrain.task import PretrainTask
 from refcoco.config import RefCOCOConfig
 from refcoco.dataset import RefCOCOBatch, RefCOCOSample
 from refcoco.model import ResNetVLBERT as RefCOCOModel
@@ -147,9 +153,50 @@ def refcoco_case(workload: Workload) -> Case:
     return Case(RefCOCOTask(config), RefCOCOModel.from_config(config), collate(samples, RefCOCOBatch))
 
 
+def pretrain_case(workload: Workload) -> Case:
+    """Captions with pictures or precomputed regions, and behind them the texts of a corpus."""
+    config = load_config(PretrainConfig, ROOT / "cfgs" / workload["cfg"])
+    inputs = Inputs(config.NETWORK.VLBERT.vocab_size)
+    rows = [
+        truncated_lengths(words, regions + 1, config.datasets[0].SEQ_LEN)
+        for words, regions in zip(workload["caption_tokens"], workload["regions"], strict=True)
+    ] + [(words, 0) for words in workload["corpus_tokens"]]
+    samples = [
+        _pretrain_sample(workload, inputs, index, config.NETWORK.VLBERT.visual_region_classes, *row)
+        for index, row in enumerate(rows)
+    ]
+    model = ResNetVLBERTForPretraining.from_config(config)
+    return Case(PretrainTask(config), model, collate(samples, PretrainBatch))
+
+
+def _pretrain_sample(
+    workload: Workload, inputs: Inputs, index: int, classes: int, words: int, boxes: int
+) -> PretrainSample:
+    """A caption of `words` tokens with `boxes` boxes, the whole image among them; a text alone without any."""
+    sizes, share = workload.get("images"), workload["label_fraction"]
+    size = sizes[index] if sizes and boxes else (1000, 600)
+    fields = inputs.fields(index, size, max(boxes - 1, 0), pixels=bool(sizes and boxes))
+    fields["boxes"] = places = fields["boxes"][:boxes]
+    masked, hidden = (1 + torch.arange(round(share * count)) for count in (words, boxes))
+    text = inputs.text((words - 2,))
+    return PretrainSample(
+        **fields,
+        texts=(dataclasses.replace(text, types=np.zeros_like(text.types), tags=np.zeros_like(text.tags)),),
+        box_features=None if sizes else torch.from_numpy(inputs.rng.random((boxes, 2048), dtype=np.float32)),
+        relationship=torch.ones(int(boxes > 0), dtype=torch.int64),
+        word_places=masked,
+        word_labels=torch.from_numpy(text.ids)[masked],
+        region_places=hidden,
+        region_labels=torch.full((len(hidden), classes), 1 / classes),
+        hidden=torch.isin(torch.arange(boxes), hidden),
+        blanks=places[hidden].long() if sizes else None,
+    )
+
+
 CASES: dict[str, Callable[[Workload], Case]] = {
     "vcr": vcr_case,
     "vqa": vqa_case,
     "refcoco": refcoco_case,
+    "pretrain": pretrain_case,
 }
-"""How to make the batch of each task; others are not built yet."""
+"""How to make the batch of each task."""

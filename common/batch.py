@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -91,9 +91,36 @@ class Lengths(Record):
         return Lengths(sizes, self.tensor[rows.rows()])
 
 
+@dataclass(frozen=True)
+class Ragged(Record):
+    """Rows of their own lengths, end to end.
+
+    Attributes:
+        lengths: of the B rows.
+        values: (N, ...).
+    """
+
+    lengths: Lengths
+    values: Tensor
+
+
 def ragged() -> Any:
     """Declares a batch field whose rows are joined end to end: (n_i, ...) per sample, (sum n_i, ...) per batch."""
     return field(default=None, metadata={"collate": "ragged"})
+
+
+def counted() -> Any:
+    """Declares a `ragged` field whose lengths no other field has: a `Ragged` per batch."""
+    return field(default=None, metadata={"collate": "counted"})
+
+
+def index_into(rows: Literal["boxes", "text"]) -> Any:
+    """Declares a `counted` field of places: those of a sample, (m_i,) int64, become those in the batch.
+
+    Args:
+        rows: what they are places of: the boxes, or the tokens of the only text of a sample.
+    """
+    return field(default=None, metadata={"collate": "index", "into": rows})
 
 
 def stacked() -> Any:
@@ -169,12 +196,15 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch(Record):
-    """Several samples, ragged. Tasks subclass it with their labels, declared `ragged()` or `stacked()`.
+    """Several samples, ragged; those that are text alone, without a box, stand behind those with a picture.
+
+    Tasks subclass it with their labels, declared `ragged()`, `stacked()`, `counted()` or `index_into()`.
 
     Attributes:
         record_ids: the id of every sample.
         index: (B,) int64 dataset indices.
-        images: (B, 3, H, W) uint8 B, G, R, zero beyond the picture; or float, then already normalised; or None.
+        images: (P, 3, H, W) uint8 B, G, R, zero beyond the picture; or float, then already normalised; or None. P
+            is B less the samples that are text alone.
         im_info: (B, 4) float32, see `Sample`.
         num_boxes: boxes of each image (B rows, K in all).
         boxes: (K, 4) float32.

@@ -38,7 +38,6 @@ class ExperimentConfig(Section):
 
     dead: ClassVar[DeadKeys] = {
         "DATASET.LABEL_INDEX_IN_BATCH": (7, -1),
-        "DATASET.ROOT_PATH": ("./",),
         "DATASET.IGNORE_DB_CACHE": (False,),
         "NETWORK.BERT_FROZEN": (False,),
         "NETWORK.BERT_ALIGN_QUESTION": (),

@@ -5,6 +5,7 @@ Attribute names are the yaml keys. A default is what the reference implementatio
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -63,7 +64,7 @@ class DatasetConfig(Section):
     DATASET_PATH: str = ""
     """Directory of the dataset's files."""
     ROOT_PATH: str = ""
-    """Directory of the reference's cache; nothing is cached."""
+    """VCR, pretrain: indexes of large files lie in cache/ below it where they cannot lie beside these."""
     TRAIN_IMAGE_SET: str = ""
     """Split used for training, several joined with + (VCR: image folder); also part of the output path.
     VQA: train2014, val2014, minival2014, valminusminival2014. RefCOCO: train. Pretrain: train, val.
@@ -103,6 +104,11 @@ class DatasetConfig(Section):
     stops above 1 % of the records. New key.
     """
 
+    @property
+    def cache(self) -> str:
+        """Folder of indexes that cannot lie beside their files."""
+        return os.path.join(self.ROOT_PATH, "cache")
+
     def image_set(self, split: Split) -> str:
         """Value of `{SPLIT}_IMAGE_SET`."""
         return str(getattr(self, f"{split.upper()}_IMAGE_SET"))
@@ -117,7 +123,8 @@ class RegionFileKeys(Section):
 
     PACKED_REGIONS: str = ""
     """File made by scripts/pack_regions.py, read in place of the folders or archives of region files, relative
-    to the working directory; empty: read those. New key.
+    to the working directory; empty: read those. Pretrain: several joined with +, of which each picture is read
+    from the one that was packed from its folder. New key.
     """
 
 

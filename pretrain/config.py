@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Tag
+from pydantic import Discriminator, Tag, model_validator
+from typing_extensions import Self
 
 from common.config import DeadKeys, ExperimentConfig, Rule
 from common.config_sections import (
@@ -12,6 +13,7 @@ from common.config_sections import (
     AnswerVocabularyKeys,
     DatasetConfig,
     NetworkConfig,
+    RegionFileKeys,
     TrainConfig,
     VLBertConfig,
 )
@@ -21,8 +23,20 @@ SINGLE = "ResNetVLBERTForPretraining"
 MULTITASK = "ResNetVLBERTForPretrainingMultitask"
 ATTENTION = "ResNetVLBERTForAttentionVis"
 
+COCO_CLASSES = 81
+"""Classes of regions in coco_captions, the background included."""
 
-class PretrainDatasetConfig(AnswerVocabularyKeys, DatasetConfig):
+LOGGERS = {
+    "relationship_loss": ("relationship_loss", "RelLoss"),
+    "mlm_loss": ("mlm_loss", "MLMLoss"),
+    "mlm_loss_wvc": ("mlm_loss_wvc", "MLMLossWVC"),
+    "mlm_loss_aux": ("mlm_loss_aux", "MLMLossAUX"),
+    "mvrc_loss": ("mvrc_loss", "MVRCLoss"),
+}
+"""The logger of each loss."""
+
+
+class PretrainDatasetConfig(AnswerVocabularyKeys, RegionFileKeys, DatasetConfig):
     """Images with captions, or text alone."""
 
     DATASET: Literal["", "conceptual_captions", "coco_captions", "general_corpus"] = ""
@@ -74,11 +88,12 @@ class PretrainTrainConfig(TrainConfig):
     """Training."""
 
     ASPECT_GROUPING: bool = False
-    LOSS_LOGGERS: LossLoggers = (
-        ("relationship_loss", "RelLoss"),
-        ("mlm_loss", "MLMLoss"),
-        ("mvrc_loss", "MVRCLoss"),
+    LOSS_LOGGERS: LossLoggers = tuple(
+        LOGGERS[name] for name in ("relationship_loss", "mlm_loss", "mvrc_loss")
     )
+    """Losses in the log line and in tensorboard: "key of the model's outputs,name to show". Pretrain: without this
+    key, all that the model has.
+    """
 
 
 def _one_or_list(value: Any) -> str:
@@ -130,6 +145,47 @@ class PretrainConfig(ExperimentConfig):
     TRAIN: PretrainTrainConfig = PretrainTrainConfig()
     """Training."""
 
+    @model_validator(mode="after")
+    def _log_what_is_trained(self) -> Self:
+        """Where the file does not say which losses to log, all that the model has are."""
+        if "LOSS_LOGGERS" not in self.TRAIN.model_fields_set and self.MODULE in (SINGLE, MULTITASK):
+            loggers = tuple(LOGGERS[name] for name in self.loss_names)
+            object.__setattr__(self, "TRAIN", self.TRAIN.model_copy(update={"LOSS_LOGGERS": loggers}))
+        return self
+
+    @property
+    def datasets(self) -> tuple[PretrainDatasetConfig, ...]:
+        """The `DATASET` sections: pictures with captions, then texts."""
+        return self.DATASET if isinstance(self.DATASET, tuple) else (self.DATASET,)
+
+    @property
+    def multitask(self) -> bool:
+        """Whether texts are read beside the captions."""
+        return self.MODULE == MULTITASK
+
+    @property
+    def loss_names(self) -> list[str]:
+        """Names of the losses that the model has."""
+        network = self.NETWORK
+        words = ["mlm_loss_wvc", "mlm_loss_aux"] if self.multitask else ["mlm_loss"]
+        return [
+            *["relationship_loss"] * network.WITH_REL_LOSS,
+            *words * network.WITH_MLM_LOSS,
+            *["mvrc_loss"] * network.WITH_MVRC_LOSS,
+        ]
+
+    def remarks(self) -> list[Rule]:
+        """Settings that work but do not do what one may think."""
+        absent = [name for name, _ in self.TRAIN.LOSS_LOGGERS if name not in self.loss_names]
+        return [
+            *super().remarks(),
+            (
+                bool(absent) and self.MODULE in (SINGLE, MULTITASK),
+                "TRAIN.LOSS_LOGGERS",
+                f"this model has no {', '.join(absent)} and will show 0 for it; it has {', '.join(self.loss_names)}",
+            ),
+        ]
+
     def rules(self) -> list[Rule]:
         """Combinations that cannot work."""
         network, bert = self.NETWORK, self.NETWORK.VLBERT
@@ -158,6 +214,11 @@ class PretrainConfig(ExperimentConfig):
                 "NETWORK.IMAGE_SEMANTIC",
                 "must be false in pretrain: its regions have no classes",
             ),
+            (
+                not trains and self.TRAIN.END_EPOCH > 0,
+                "TRAIN.END_EPOCH",
+                f"must be 0 with {ATTENTION}, which has nothing to train",
+            ),
             (self.TRAIN.ASPECT_GROUPING, "TRAIN.ASPECT_GROUPING", "must be false in pretrain"),
         ]
 
@@ -174,7 +235,11 @@ class PretrainConfig(ExperimentConfig):
                 f"must be a list of datasets with {MULTITASK}",
             ),
             (self.MODULE == SINGLE and bool(others), "DATASET", f"must be one dataset with {SINGLE}"),
-            (image_data == "general_corpus", image_key, "must be a dataset with images"),
+            (
+                image_data == "general_corpus",
+                image_key,
+                'must be a dataset with images, "conceptual_captions" or "coco_captions"',
+            ),
             *(
                 (
                     data.DATASET not in ("", "general_corpus"),
@@ -184,6 +249,11 @@ class PretrainConfig(ExperimentConfig):
                 for data, key in others
             ),
             (coco and network.WITH_REL_LOSS, "NETWORK.WITH_REL_LOSS", "must be false with coco_captions"),
+            (
+                coco and network.WITH_MVRC_LOSS and network.VLBERT.visual_region_classes != COCO_CLASSES,
+                "NETWORK.VLBERT.visual_region_classes",
+                f"must be {COCO_CLASSES} with coco_captions and NETWORK.WITH_MVRC_LOSS",
+            ),
             (
                 coco and network.IMAGE_FEAT_PRECOMPUTED,
                 "NETWORK.IMAGE_FEAT_PRECOMPUTED",

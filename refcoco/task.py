@@ -20,7 +20,7 @@ from common.engine.metrics import (
     region_accuracy,
 )
 from common.engine.results import write_json
-from common.engine.task import Task
+from common.engine.task import PredictingTask
 from common.modeling.geometry import pairwise_iou
 from common.modeling.packing import argmax_per_row
 from refcoco.config import RefCOCOConfig
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 RESULT_KEYS = ("ref_id", "sent_id", "box")
 
 
-class RefCOCOTask(Task[RefCOCOConfig, RefCOCOBatch, RefCOCOOutputs]):
+class RefCOCOTask(PredictingTask[RefCOCOConfig, RefCOCOBatch, RefCOCOOutputs]):
     """RefCOCO, RefCOCO+ or RefCOCOg, as `DATASET.DATASET` says."""
 
     name = "refcoco"

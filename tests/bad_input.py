@@ -111,7 +111,7 @@ def own_copy(world: CommandWorld) -> int:
 
 
 CONFIGURATION = [
-    Case("wrong type", yaml_of("VAL: {BATCH_IMAGES: many}"), USAGE, r"mine.yaml: VAL.BATCH_IMAGES: .*many"),
+    Case("wrong type", yaml_of("VAL: {FLIP_PROB: many}"), USAGE, r"mine.yaml: VAL.FLIP_PROB: .*many"),
     Case(
         "unknown key",
         yaml_of("NETWORK: {CLASSIFIER_DROPOU: 0.1}"),

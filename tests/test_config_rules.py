@@ -4,8 +4,9 @@ import logging
 from pathlib import Path
 
 import pytest
+import yaml
 
-from common.config import load_config
+from common.config import dump_config, load_config
 from common.errors import ConfigError
 from pretrain.config import PretrainConfig
 from refcoco.config import RefCOCOConfig
@@ -79,7 +80,12 @@ def load(name, overrides):
         ("pretrain", "TRAIN.ASPECT_GROUPING=true", "TRAIN.ASPECT_GROUPING"),
         ("pretrain", "MODULE=ResNetVLBERTForPretrainingMultitask", "DATASET"),
         ("pretrain", "DATASET.DATASET=general_corpus", "DATASET.DATASET"),
-        ("pretrain", "DATASET.DATASET=coco_captions", "NETWORK.IMAGE_FEAT_PRECOMPUTED"),
+        (
+            "pretrain",
+            "DATASET.DATASET=coco_captions NETWORK.WITH_MVRC_LOSS=false TRAIN.LOSS_LOGGERS=[]",
+            "NETWORK.IMAGE_FEAT_PRECOMPUTED",
+        ),
+        ("attention", "NETWORK.WITH_MVRC_LOSS=true", "NETWORK.VLBERT.visual_region_classes"),
         ("multitask", "MODULE=ResNetVLBERTForPretraining", "DATASET"),
         ("multitask", "DATASET.1.DATASET=conceptual_captions", "DATASET.1.DATASET"),
         ("multitask", "DATASET.1.DATASET=", "DATASET.1.DATASET"),
@@ -92,6 +98,7 @@ def load(name, overrides):
             "NETWORK.VLBERT.visual_size",
         ),
         ("attention", "NETWORK.WITH_REL_LOSS=true", "NETWORK.WITH_REL_LOSS"),
+        ("attention", "TRAIN.END_EPOCH=1", "TRAIN.END_EPOCH"),
     ],
 )
 def test_it_is_refused_once_under_its_key(name, overrides, key):
@@ -114,14 +121,45 @@ def test_it_is_refused_once_under_its_key(name, overrides, key):
         ("refcoco", "DATASET.DATASET=refcoco DATASET.SPLIT_BY=google"),
         ("refcoco", "DATASET.PROPOSAL_SOURCE=vg DATASET.PACKED_REGIONS=a.packed"),
         ("pretrain", "NETWORK.WITH_REL_LOSS=true NETWORK.VLBERT.with_pooler=true"),
-        ("multitask", "NETWORK.WITH_MLM_LOSS=false"),
-        ("attention", "NETWORK.WITH_MVRC_LOSS=true"),
+        (
+            "multitask",
+            "NETWORK.WITH_MLM_LOSS=false TRAIN.LOSS_LOGGERS=[[mvrc_loss,MVRCLoss]] TRAIN.LR_MULT=[]",
+        ),
+        ("attention", "NETWORK.WITH_MVRC_LOSS=true NETWORK.VLBERT.visual_region_classes=81"),
     ],
 )
 def test_it_is_accepted_in_silence(name, overrides, caplog):
     with caplog.at_level(logging.WARNING):
         load(name, overrides)
     assert caplog.messages == []
+
+
+def test_a_logger_without_its_loss_is_noted(caplog):
+    with caplog.at_level(logging.WARNING):
+        load("multitask", "NETWORK.WITH_MLM_LOSS=false")
+    (message,) = caplog.messages
+    assert "TRAIN.LOSS_LOGGERS" in message
+    assert "has no mlm_loss_wvc, mlm_loss_aux and will show 0 for it; it has mvrc_loss" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "names"),
+    [
+        ("base_prec_4x16G_fp32", {}, ["MLMLossWVC", "MLMLossAUX", "MVRCLoss"]),
+        ("base_prec_withouttextonly_4x16G_fp32", {}, ["MLMLoss", "MVRCLoss"]),
+        ("base_prec_withouttextonly_4x16G_fp32", {"WITH_MLM_LOSS": False}, ["MVRCLoss"]),
+    ],
+)
+def test_all_losses_of_the_model_are_logged_unless_told_otherwise(name, values, names, tmp_path):
+    tree = yaml.safe_load((CFGS / "pretrain" / f"{name}.yaml").read_text())
+    del tree["TRAIN"]["LOSS_LOGGERS"]
+    tree["NETWORK"].update(values)
+    file = tmp_path / "cfg.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    config = load_config(PretrainConfig, file)
+    assert [shown for _, shown in config.TRAIN.LOSS_LOGGERS] == names
+    file.write_text(dump_config(config))
+    assert load_config(PretrainConfig, file) == config
 
 
 def test_the_split_of_refcocog_has_its_own_default():

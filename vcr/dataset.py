@@ -140,7 +140,7 @@ class VCRDataset(VisualLinguisticDataset[VCRSample]):
         self._images = str(root / (f"{image_set}.zip@/{image_set}" if data.ZIP_MODE else image_set))
         self._store = Store([self._images])
         annotations = root / data.annotation_file(split)
-        self.records = JsonLines(str(annotations), VCRRecord)
+        self.records = JsonLines(str(annotations), VCRRecord, data.cache)
         persons = [self._count_persons(index, record) for index, record in enumerate(self.records)]
         self.name_offsets: NDArray[np.int64] = np.cumsum([0, *persons[:-1]]) % len(PERSON_NAMES)
 

@@ -65,7 +65,7 @@ class ResNetVLBERT(VisualLinguisticModel):
     ) -> None:
         super().__init__(
             image_feature_extractor=image_feature_extractor,
-            num_object_words=OBJECT_WORDS[object_word_mode],
+            num_object_words=OBJECT_WORDS[object_word_mode] if image_feature_extractor is not None else 0,
             hidden_size=vlbert.hidden_size,
         )
         self.grounding = grounding

@@ -13,7 +13,7 @@ from torch import Tensor
 from common.config import ExperimentConfig
 from common.config_types import Split
 from common.engine.metrics import Ratio, accuracy
-from common.engine.task import Task
+from common.engine.task import PredictingTask
 from common.modeling.losses import choice_bce, mean_or_zero
 from common.modeling.official_names import OfficialNames, strip_wrapper
 from common.modeling.pretrained import Weights
@@ -26,7 +26,7 @@ RELATIONSHIP = "vlbert.relationsip_head.caption_image_relationship"
 SEGMENTS = "vlbert._module.token_type_embeddings.weight"
 
 
-class VCRTask(Task[VCRConfig, VCRBatch, VCROutputs]):
+class VCRTask(PredictingTask[VCRConfig, VCRBatch, VCROutputs]):
     """Q->A or QA->R, as `DATASET.TASK` says."""
 
     name = "vcr"

@@ -16,7 +16,7 @@ from common.config import ExperimentConfig
 from common.config_types import Split
 from common.engine.metrics import Ratio, soft_accuracy
 from common.engine.results import write_json
-from common.engine.task import Task
+from common.engine.task import PredictingTask
 from common.modeling.official_names import OfficialNames
 from common.modeling.pretrained import (
     LoadReport,
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 TRANSFORM = "mlm_head.predictions.transform."
 
 
-class VQATask(Task[VQAConfig, VQABatch, VQAOutputs]):
+class VQATask(PredictingTask[VQAConfig, VQABatch, VQAOutputs]):
     """Open questions, answered from a vocabulary."""
 
     name = "vqa"

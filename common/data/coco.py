@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, RootModel
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from common.data.store import Store, parse_model
 from common.errors import DataError
@@ -36,6 +36,7 @@ class _Image(TypedDict):
     id: int
     width: Side
     height: Side
+    file_name: NotRequired[str]
 
 
 class _Annotation(TypedDict):
@@ -45,11 +46,27 @@ class _Annotation(TypedDict):
     bbox: Box
 
 
+class _Category(TypedDict):
+    id: int
+
+
 class _InstanceFile(BaseModel):
     model_config = ConfigDict(strict=True)
 
     images: Annotated[list[_Image], Field(min_length=1)]
     annotations: list[_Annotation] = []
+    categories: list[_Category] = []
+
+
+class _Caption(TypedDict):
+    image_id: int
+    caption: str
+
+
+class _CaptionFile(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    annotations: Annotated[list[_Caption], Field(min_length=1)]
 
 
 class _Detection(TypedDict):
@@ -70,12 +87,13 @@ class BoxTable:
 
     Attributes:
         order: (N,) place in the file of every row of the table.
+        owners: (N,) image of every row, ascending.
     """
 
     def __init__(self, image_ids: Sequence[int], boxes: Sequence[Box]) -> None:
         owners = np.array(image_ids, dtype=np.int64)
         self.order = np.argsort(owners, kind="stable")
-        self._owners = owners[self.order]
+        self.owners = owners[self.order]
         self._boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)[self.order]
 
     @classmethod
@@ -90,7 +108,7 @@ class BoxTable:
 
     def rows(self, image_id: int) -> slice:
         """Returns the rows of an image."""
-        return slice(*np.searchsorted(self._owners, (image_id, image_id + 1)).tolist())
+        return slice(*np.searchsorted(self.owners, (image_id, image_id + 1)).tolist())
 
     def boxes(self, image_id: int) -> NDArray[np.float64]:
         """Returns the (n, 4) boxes x, y, width, height of an image."""
@@ -139,6 +157,20 @@ class CocoIndex:
         order = self._table.order
         self._ids = np.array([one["id"] for one in annotations], dtype=np.int64)[order]
         self._categories = np.array([one["category_id"] for one in annotations], dtype=np.int64)[order]
+        self._known_categories = _Ids([one["id"] for one in found.categories], "category", path)
+        self._file_names = np.array([image.get("file_name", "") for image in images])
+
+    def annotated_images(self) -> NDArray[np.int64]:
+        """Returns the ids of all images that have boxes, ascending."""
+        return np.unique(self._table.owners)
+
+    def file_name(self, image_id: int) -> str:
+        """Returns the name of the file of an image; empty where the index does not tell.
+
+        Raises:
+            DataError: the file does not know the image.
+        """
+        return str(self._file_names[self._images.place(image_id)])
 
     def size(self, image_id: int) -> tuple[int, int]:
         """Returns width and height of an image.
@@ -161,6 +193,15 @@ class CocoIndex:
         """Returns the (n,) COCO categories of the boxes of an image."""
         return self._categories[self._table.rows(image_id)]
 
+    def classes(self, image_id: int) -> NDArray[np.int64]:
+        """Returns the (n,) classes of the boxes of an image: the place of the category in the file, from 1.
+
+        Raises:
+            DataError: the file does not list a category.
+        """
+        places = [self._known_categories.place(number) for number in self.categories(image_id).tolist()]
+        return np.array(places, dtype=np.int64) + 1
+
     def box(self, annotation_id: int) -> NDArray[np.float64]:
         """Returns the (4,) box x, y, width, height of one annotation.
 
@@ -169,3 +210,15 @@ class CocoIndex:
         """
         found: NDArray[np.float64] = self._all_boxes[self._annotations.place(annotation_id)]
         return found
+
+
+def first_captions(path: str) -> dict[int, str]:
+    """Reads the first caption of every image from a caption file in COCO's layout (data spec 1.7).
+
+    Raises:
+        DataError: the file is missing, or a record of it is wrong.
+    """
+    captions: dict[int, str] = {}
+    for one in parse_model(_CaptionFile, Store().read(path), path).annotations:
+        captions.setdefault(one["image_id"], one["caption"])
+    return captions

@@ -76,7 +76,7 @@ class VisualLinguisticDataset(Dataset[SampleT], ABC, Generic[SampleT]):
         while True:
             self._reads += 1
             try:
-                return self.load(index, item_rng(self.seed, key.epoch, index))
+                return self.load(index, item_rng(self.seed, key.epoch, index, key.source))
             except UserError as error:
                 where = f"{type(self).__name__} item {index} (record {self.record_id(index)})"
                 if self.on_bad_data == "raise":

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from common.batch import Batch, Sample
 from common.data.collate import collate
 from common.data.dataset import VisualLinguisticDataset
-from common.data.sampling import EpochBatches, ItemKey
+from common.data.sampling import EpochBatches, ItemKey, JointBatches
 from common.errors import UserError
 
 BatchT = TypeVar("BatchT", bound=Batch)
@@ -20,12 +20,12 @@ BatchT = TypeVar("BatchT", bound=Batch)
 class _Guarded(Dataset[Any]):
     """Returns a user's error instead of raising it: torch would bury it in a traceback string."""
 
-    def __init__(self, dataset: VisualLinguisticDataset[Any]) -> None:
-        self.dataset = dataset
+    def __init__(self, datasets: Sequence[VisualLinguisticDataset[Any]]) -> None:
+        self.datasets = datasets
 
     def __getitems__(self, keys: list[ItemKey]) -> list[Sample] | UserError:
         try:
-            return [self.dataset[key] for key in keys]
+            return [self.datasets[key.source][key] for key in keys]
         except UserError as error:
             return error
 
@@ -50,27 +50,27 @@ class BatchLoader(DataLoader[BatchT]):
 
 
 def build_loader(
-    dataset: VisualLinguisticDataset[Any],
-    batches: EpochBatches,
+    datasets: Sequence[VisualLinguisticDataset[Any]],
+    batches: EpochBatches | JointBatches,
     *,
     batch_type: type[BatchT],
     num_workers: int,
     pin_memory: bool,
 ) -> BatchLoader[BatchT]:
-    """Builds the loader of a dataset.
+    """Builds the loader of a dataset, or of several for joint batches.
 
     Workers live as long as the loader. Call `batches.set_epoch` before each iteration; the epoch travels with
     the keys. The global generator of torch is not touched.
 
     Args:
-        dataset: items by key.
+        datasets: items by key, by the source of the key.
         batches: the batches of this process.
         batch_type: class of the batches.
         num_workers: worker processes; 0 reads in this process.
         pin_memory: page-locked batches for copies that do not block; without effect where CUDA is absent.
     """
     return BatchLoader(
-        _Guarded(dataset),
+        _Guarded(datasets),
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=_Collate(batch_type),

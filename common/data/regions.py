@@ -1,15 +1,17 @@
-"""The regions of a picture by its id: from one json file per picture, or from one packed file."""
+"""The regions of a picture by its id or by its path: from one json file per picture, or from packed files."""
 
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import PurePath
 
 from common.data.packed_regions import PackedRegions
 from common.data.region_json import Regions, json_regions
 from common.data.store import Store, split_archive
+from common.errors import DataError
 
-__all__ = ["RegionStore", "Regions", "place_name"]
+__all__ = ["RegionFiles", "RegionStore", "Regions", "place_name", "place_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,65 @@ class RegionStore:
         )
 
 
+class RegionFiles:
+    """Reads the regions of a picture by the path of its json file. Can be pickled, and used after a fork.
+
+    Args:
+        packed: packed files that are read in their stead, joined with +: of several, the one that was packed from
+            the folder or archive in the path. Empty for none.
+        feature_dim: width F of a feature.
+
+    Raises:
+        DataError: a packed file is missing or damaged.
+    """
+
+    def __init__(self, packed: str = "", *, feature_dim: int = 2048) -> None:
+        self._feature_dim = feature_dim
+        self._store = Store()
+        self._packed = [PackedRegions(path) for path in packed.split("+") if path]
+
+    def check(self, path: str) -> None:
+        """Checks that there is the place of a file.
+
+        Raises:
+            DataError: no such folder or archive, or none of the packed files was made from it.
+        """
+        if self._packed:
+            self._packed_from(place_of(path))
+        else:
+            Store([place_of(path)])
+
+    def read(self, path: str, *, features: bool, classes: bool = False) -> Regions:
+        """Returns the regions of a picture, see `RegionStore.read`."""
+        if self._packed:
+            _, name = split_archive(path) or ("", path)
+            packed = self._packed_from(place_of(path))
+            return packed.read(PurePath(name).stem, self._feature_dim, features=features, classes=classes)
+        return json_regions(
+            self._store.json(path), path, self._feature_dim, features=features, classes=classes
+        )
+
+    def _packed_from(self, place: str) -> PackedRegions:
+        for packed in self._packed:
+            if place_name(place) in packed.header.sources:
+                return packed
+        made = (f"{packed.path} from {', '.join(packed.header.sources)}" for packed in self._packed)
+        raise DataError(f"{place}: not packed; {'; '.join(made)}")
+
+
+def place_of(path: str) -> str:
+    """Returns the folder of a file, or its place in an archive (`x.zip@/inner`)."""
+    parts = split_archive(path)
+    if parts is None:
+        return str(PurePath(path).parent)
+    archive, member = parts
+    return f"{archive}@/{member.rpartition('/')[0]}"
+
+
 def place_name(place: str) -> str:
-    """Returns the name of a folder, or of the innermost folder of a place in an archive."""
+    """Returns the name of a folder, or of the innermost folder of a place in an archive.
+
+    Archives that are parts of one set, `NAME.0.zip` to `NAME.3.zip`, all have the name `NAME`.
+    """
     archive, member = split_archive(place) or (place, "")
-    return PurePath(member or archive).name.removesuffix(".zip")
+    return re.sub(r"(\.[0-3])?\.zip$", "", PurePath(member or archive).name)

@@ -1,11 +1,13 @@
 """Which items form which batch, on which process: a function of (seed, epoch) alone.
 
 The order of an epoch is fixed globally and then dealt out, so that all processes make equally many steps, and
-a step of R processes with b items each trains on the same items as a step of one process with R * b.
+a step of R processes with b items each trains on the same items as a step of one process with R * b. It is computed
+piece by piece: a hundred million items cost no memory, and a run resumes anywhere at once.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -14,24 +16,53 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
+ROUNDS = 6
+
 
 class ItemKey(NamedTuple):
-    """What samplers yield and datasets take; the epoch is part of it, as randomness depends on it."""
+    """What samplers yield and datasets take; the epoch is part of it, as randomness depends on it.
+
+    Attributes:
+        epoch: number of the pass over its dataset.
+        index: place in it.
+        source: which of several datasets, 0 for the first or only one.
+    """
 
     epoch: int
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a key
+    source: int = 0
 
 
-def item_rng(seed: int, epoch: int, index: int) -> random.Random:
+def item_rng(seed: int, epoch: int, index: int, source: int = 0) -> random.Random:
     """Returns the generator of one item in one epoch, whatever worker or process reads it."""
-    return random.Random(f"{seed}/{epoch}/{index}")
+    return random.Random(f"{seed}/{epoch}/{index}" + (f"/{source}" if source else ""))
 
 
-def epoch_order(num_items: int, *, shuffle: bool, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Returns the global order of an epoch, (num_items,) int64."""
-    if not shuffle:
-        return np.arange(num_items)
-    return np.random.default_rng(item_rng(seed, epoch, -1).getrandbits(64)).permutation(num_items)
+def permuted(places: NDArray[np.int64], num_items: int, rng: random.Random) -> NDArray[np.int64]:
+    """Returns what stands at some places of a random permutation of 0 .. num_items - 1, int64 as `places`.
+
+    A Feistel network permutes the next power of four; what falls beyond `num_items` goes through it again.
+    """
+    half = np.uint64(max(1, ((num_items - 1).bit_length() + 1) // 2))
+    low = (np.uint64(1) << half) - np.uint64(1)
+    keys = np.array([rng.getrandbits(64) for _ in range(ROUNDS)], dtype=np.uint64)
+    values = places.astype(np.uint64)
+    beyond = np.ones(len(values), dtype=bool)
+    while beyond.any():
+        left, right = values[beyond] >> half, values[beyond] & low
+        for key in keys:
+            left, right = right, left ^ (_mixed(right + key) & low)
+        values[beyond] = left << half | right
+        beyond = values >= num_items
+    return values.astype(np.int64)
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Scrambles 64-bit numbers (the finisher of splitmix64)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: NDArray[np.uint64] = values ^ (values >> np.uint64(31))
+    return mixed
 
 
 def aspect_groups(widths: Sequence[float], heights: Sequence[float]) -> list[int]:
@@ -72,6 +103,7 @@ class EpochBatches(Sampler[list[ItemKey]]):
         groups: group of every item, when a batch must not mix groups.
         pad: repeat items (with groups: batches) of the epoch's begin, so that all processes have equally many
             batches. Off for evaluation: every item exactly once over all processes.
+        source: which of several datasets the items belong to.
     """
 
     def __init__(
@@ -85,6 +117,7 @@ class EpochBatches(Sampler[list[ItemKey]]):
         world_size: int = 1,
         groups: Sequence[int] | None = None,
         pad: bool = True,
+        source: int = 0,
     ) -> None:
         assert num_items > 0, "a dataset has items"
         assert batch_size > 0, "a batch has items"
@@ -98,6 +131,7 @@ class EpochBatches(Sampler[list[ItemKey]]):
         self.world_size = world_size
         self.groups = groups
         self.pad = pad
+        self.source = source
         self.epoch = 0
         self.start_batch = 0
 
@@ -116,24 +150,81 @@ class EpochBatches(Sampler[list[ItemKey]]):
         return full + bool(rest and (self.pad or rest > self.rank))
 
     def __iter__(self) -> Iterator[list[ItemKey]]:
-        order = epoch_order(self.num_items, shuffle=self.shuffle, seed=self.seed, epoch=self.epoch)
-        epoch = self.epoch
-        batches = self._pieces(order) if self.groups is None else self._dealt(order, self.groups)
-        for place, batch in enumerate(batches):
-            if place >= self.start_batch:
-                yield [ItemKey(epoch, index) for index in batch.tolist()]
+        return self.batches(self.epoch, self.start_batch)
 
-    def _pieces(self, order: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    def batches(self, epoch: int, start: int = 0) -> Iterator[list[ItemKey]]:
+        """Yields the batches of an epoch from number `start` on."""
+        pieces = self._pieces(epoch, start) if self.groups is None else self._dealt(epoch, start, self.groups)
+        for piece in pieces:
+            yield [ItemKey(epoch, index, self.source) for index in piece.tolist()]
+
+    def _order(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What stands at some places of the global order of an epoch."""
+        if not self.shuffle:
+            return places
+        return permuted(places, self.num_items, item_rng(self.seed, epoch, -1, self.source))
+
+    def _pieces(self, epoch: int, start: int) -> Iterator[NDArray[np.int64]]:
+        total, step = self.num_items, self.batch_size * self.world_size
         if self.pad:
-            order = np.resize(order, -(-len(order) // self.world_size) * self.world_size)
-        step = self.batch_size * self.world_size
-        for start in range(0, len(order), step):
-            batch = np.array_split(order[start : start + step], self.world_size)[self.rank]
-            if len(batch):
-                yield batch
+            total = -(-total // self.world_size) * self.world_size
+        for first in range(start * step, total, step):
+            places = np.array_split(np.arange(first, min(first + step, total)), self.world_size)[self.rank]
+            if len(places):
+                yield self._order(epoch, places % self.num_items)
 
-    def _dealt(self, order: NDArray[np.int64], groups: Sequence[int]) -> Iterator[NDArray[np.int64]]:
+    def _dealt(self, epoch: int, start: int, groups: Sequence[int]) -> Iterator[NDArray[np.int64]]:
+        order = self._order(epoch, np.arange(self.num_items))
         batches = grouped_batches(order, groups, self.batch_size)
         if self.pad:
             batches += [batches[i % len(batches)] for i in range(-len(batches) % self.world_size)]
-        yield from batches[self.rank :: self.world_size]
+        yield from batches[self.rank :: self.world_size][start:]
+
+
+class JointBatches(Sampler[list[ItemKey]]):
+    """Joint batches of several datasets (data spec 7.5): the first one defines the epoch.
+
+    In training the others go round and round beside it, each in epochs of its own. Where they stand is a function
+    of the steps made, so that a resumed run continues all of them. In evaluation (`pad` is off) all are taken
+    once, and a batch may lack parts when one of them is at its end.
+
+    Args:
+        parts: the batches of each dataset, for the same process.
+    """
+
+    def __init__(self, parts: Sequence[EpochBatches]) -> None:
+        assert len({part.pad for part in parts}) == 1, "all parts train, or all are evaluated"
+        self.parts = parts
+        self.epoch = 0
+        self.start_batch = 0
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Selects the epoch that the next iteration walks through, and its first batch (to resume inside)."""
+        self.epoch = epoch
+        self.start_batch = start_batch
+
+    def __len__(self) -> int:
+        """Joint batches of this process in an epoch."""
+        return len(self.parts[0]) if self.parts[0].pad else max(map(len, self.parts))
+
+    def __iter__(self) -> Iterator[list[ItemKey]]:
+        epoch, start = self.epoch, self.start_batch
+        steps = len(self) * epoch + start
+        first, *others = self.parts
+        joint: Iterator[tuple[list[ItemKey], ...]]
+        if first.pad:
+            joint = zip(
+                first.batches(epoch, start), *(_endless(part, steps) for part in others), strict=False
+            )
+        else:
+            joint = itertools.zip_longest(*(part.batches(epoch, start) for part in self.parts), fillvalue=[])
+        for batches in joint:
+            yield [key for batch in batches for key in batch]
+
+
+def _endless(part: EpochBatches, steps: int) -> Iterator[list[ItemKey]]:
+    """The batches of one pass after the other, `steps` batches after the beginning."""
+    epoch, start = divmod(steps, len(part))
+    while True:
+        yield from part.batches(epoch, start)
+        epoch, start = epoch + 1, 0

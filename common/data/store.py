@@ -10,11 +10,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import orjson
 from PIL import Image
 from pydantic import BaseModel, ValidationError
 
+from common.data.index import LineIndex
 from common.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -45,15 +45,17 @@ def parse_model(model: type[ModelT], data: bytes, where: str) -> ModelT:
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
-        if not data.strip():
-            raise DataError(f"{where}: expected json, but it is empty") from error
-        problems = (
-            ": ".join(
-                filter(None, [".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")])
-            )
-            for one in error.errors(include_url=False)[:3]
-        )
-        raise DataError(f"{where}: {'; '.join(problems)}") from error
+        raise _not_a_model(error, data, where) from error
+
+
+def _not_a_model(error: ValidationError, data: bytes, where: str) -> DataError:
+    if not data.strip():
+        return DataError(f"{where}: expected json, but it is empty")
+    problems = (
+        ": ".join(filter(None, [".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")]))
+        for one in error.errors(include_url=False)[:3]
+    )
+    return DataError(f"{where}: {'; '.join(problems)}")
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
@@ -135,55 +137,41 @@ class Store:
 
 
 class JsonLines(Generic[ModelT]):
-    """The records of a jsonl file, parsed when asked for: only the place of each line is kept in memory.
-
-    Blank lines are no records. The file is opened for every record, so that processes share nothing.
+    """The records of a jsonl file, parsed when asked for; see `LineIndex`. Blank lines are no records.
 
     Args:
         path: UTF-8 file with one json object per line.
         record_type: what each line must hold.
+        cache: folder for the index of a large file that cannot lie beside it; empty for none.
 
     Raises:
         DataError: the file is missing or has no record.
     """
 
-    def __init__(self, path: str, record_type: type[ModelT]) -> None:
+    def __init__(self, path: str, record_type: type[ModelT], cache: str = "") -> None:
         self.path = path
         self.record_type = record_type
-        starts, numbers, start, number = [], [], 0, 0
-        try:
-            with open(path, "rb") as file:
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        starts.append(start)
-                        numbers.append(number)
-                    start += len(line)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}); expected a jsonl file") from error
-        if not starts:
+        self._lines = LineIndex(path, cache, expected="a jsonl file")
+        if not len(self):
             raise DataError(f"{path}: has no records; expected one json object per line")
-        if number > len(numbers):
-            logger.info("%s: skipped %d blank lines", path, number - len(numbers))
-        self._starts = np.array(starts)
-        self._numbers = np.array(numbers)
+        if self._lines.blank:
+            logger.info("%s: skipped %d blank lines", path, self._lines.blank)
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._lines)
 
     def __getitem__(self, index: int) -> ModelT:
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self._starts[index])
-                line = file.readline()
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be read ({error.strerror})") from error
-        return parse_model(self.record_type, line, self.where(index))
+        return self._parse(index, self._lines.line(index))
 
     def __iter__(self) -> Iterator[ModelT]:
-        with open(self.path, "rb") as file:
-            for index, line in enumerate(line for line in file if line.strip()):
-                yield parse_model(self.record_type, line, self.where(index))
+        return (self._parse(index, line) for index, line in enumerate(self._lines))
+
+    def _parse(self, index: int, line: bytes) -> ModelT:
+        try:
+            return self.record_type.model_validate_json(line)
+        except ValidationError as error:
+            raise _not_a_model(error, line, self.where(index)) from error
 
     def where(self, index: int) -> str:
         """Returns file and line of a record, for messages."""
-        return f"{self.path}, line {self._numbers[index]}"
+        return f"{self.path}, line {self._lines.number(index)}"

@@ -10,36 +10,45 @@ from torch import nn
 
 from common.config_types import Split
 from common.data.loader import BatchLoader, build_loader
-from common.data.sampling import EpochBatches
+from common.data.sampling import EpochBatches, JointBatches
 from common.engine import distributed
 from common.engine.evaluator import predict
 from common.engine.precision import Precision
-from common.engine.task import Task
+from common.engine.task import PredictingTask, Task
 from common.modeling.pretrained import load_state, read_weights, weights_of
 
 AnyTask = Task[Any, Any, Any]
+AnyPredictingTask = PredictingTask[Any, Any, Any]
 
 
 def build_split(task: AnyTask, split: Split) -> BatchLoader[Any]:
-    """Opens a split and builds this process's loader; only training repeats samples to deal out evenly."""
+    """Opens a split and builds this process's loader; only training repeats samples to deal out evenly.
+
+    Of further datasets, an evaluation takes as many batches as of the first.
+    """
     config = task.config
     loop = config.loop(split)
     training = split == "train"
-    dataset = task.build_dataset(split)
-    batches = EpochBatches(
-        len(dataset),
-        sum(loop.batch_sizes),
-        shuffle=loop.SHUFFLE,
-        seed=config.RNG_SEED,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        groups=dataset.groups() if training and config.TRAIN.ASPECT_GROUPING else None,
-        pad=training,
-    )
+    datasets = task.build_datasets(split)
+    steps = -(-len(datasets[0]) // loop.batch_sizes[0])
+    parts = [
+        EpochBatches(
+            len(dataset) if training else min(len(dataset), steps * size),
+            size,
+            shuffle=loop.SHUFFLE,
+            seed=config.RNG_SEED,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            groups=dataset.groups() if training and config.TRAIN.ASPECT_GROUPING else None,
+            pad=training,
+            source=source,
+        )
+        for source, (dataset, size) in enumerate(zip(datasets, loop.batch_sizes, strict=True))
+    ]
     return build_loader(
-        dataset,
-        batches,
-        batch_type=dataset.batch_type,
+        datasets,
+        JointBatches(parts) if len(parts) > 1 else parts[0],
+        batch_type=datasets[0].batch_type,
         num_workers=config.NUM_WORKERS_PER_GPU,
         pin_memory=True,
     )
@@ -58,7 +67,7 @@ def load_model(task: AnyTask, path: str | Path, device: torch.device) -> nn.Modu
 
 
 def predict_split(
-    task: AnyTask, checkpoint: Path, split: Split, device: torch.device, precision: Precision
+    task: AnyPredictingTask, checkpoint: Path, split: Split, device: torch.device, precision: Precision
 ) -> list[dict[str, Any]]:
     """Predictions of a checkpoint for a whole split, in dataset order."""
     loader = build_split(task, split)

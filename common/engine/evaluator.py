@@ -16,7 +16,7 @@ from common.config_types import Split
 from common.engine import distributed
 from common.engine.metrics import Metrics, loss_meter
 from common.engine.precision import Precision
-from common.engine.task import Task
+from common.engine.task import PredictingTask, Task
 from common.engine.trainer import Loader, batches_of
 
 
@@ -74,7 +74,7 @@ def evaluate(
 
 
 def predict(
-    task: Task[Any, Any, Any],
+    task: PredictingTask[Any, Any, Any],
     model: nn.Module,
     loader: Loader,
     device: torch.device,

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ import yaml
 from torch import nn
 
 from common.config import ExperimentConfig, dump_config, load_config
+from common.config_files import read_tree
 from common.config_types import Split
 from common.engine import checkpoint, distributed
 from common.engine.build import AnyTask, build_split
@@ -46,6 +47,8 @@ from common.errors import ConfigError, UserError
 from common.modeling.pretrained import LoadReport, read_weights
 
 logger = logging.getLogger(__name__)
+
+TaskT = TypeVar("TaskT", bound=AnyTask)
 
 Resumed = tuple[Path, int] | None
 """The checkpoint that a run continues from, and the epoch that it ended."""
@@ -256,42 +259,36 @@ def _with_seed(config: ExperimentConfig, resumed: Resumed) -> ExperimentConfig:
     return config.model_copy(update={"RNG_SEED": seed})
 
 
-class Evaluation(NamedTuple):
-    """What a command with the flags of `checkpoint_parser` works on.
-
-    Attributes:
-        task: under the configuration that the flags describe.
-        checkpoint: the weights.
-        folder: where results go.
-    """
-
-    task: AnyTask
-    checkpoint: Path
-    folder: Path
-
-
-def load_evaluation(args: argparse.Namespace, task_class: type[AnyTask], split: Split) -> Evaluation:
+def load_evaluation(
+    args: argparse.Namespace, task_class: type[TaskT], split: Split
+) -> tuple[TaskT, Path, Path]:
     """Reads `--cfg` under the other flags of `checkpoint_parser`.
 
     Args:
-        args: the flags. `--split` replaces the image set of `split`.
+        args: the flags. `--split` replaces the image set of `split`, of several datasets that of the first.
         task_class: of the model.
         split: section of the configuration, val or test, whose data are run.
+
+    Returns:
+        The task under the configuration that the flags describe, the checkpoint, and the folder of the results.
 
     Raises:
         ConfigError: see `load_config`; also for a result folder where nothing can be written.
     """
     section = split.upper()
     overrides = [*args.set, f"{section}.SHUFFLE=false"]
+    datasets = read_tree(Path(args.cfg)).values.get("DATASET")
+    count = len(datasets) if isinstance(datasets, list) else 0
     if args.split is not None:
-        overrides.append(f"DATASET.{section}_IMAGE_SET={json.dumps(args.split)}")
+        first = "DATASET.0" if count else "DATASET"
+        overrides.append(f"{first}.{section}_IMAGE_SET={json.dumps(args.split)}")
     if args.bs is not None:
-        overrides.append(f"{section}.BATCH_IMAGES={args.bs}")
+        overrides.append(f"{section}.BATCH_IMAGES={[args.bs] * count if count else args.bs}")
     config = _below(load_config(task_class.config_class, args.cfg, overrides), args.model_dir)
     trained = run_folder(config, args.cfg, "train")
     path = Path(args.ckpt) if args.ckpt is not None else checkpoint.best_file(trained, config.MODEL_PREFIX)
     folder = result_folder(args.result_path) if args.result_path else output_folder(config, args.cfg, split)
-    return Evaluation(task_class(config), path, folder)
+    return task_class(config), path, folder
 
 
 # --- Training ----------------------------------------------------------------------------------------------
@@ -325,7 +322,9 @@ def train_net(args: argparse.Namespace, task_class: type[AnyTask]) -> tuple[int 
         task = task_class(config)
         log_dir = Path(args.log_dir or folder / "tensorboard_logs")
         model = _train(task, device, folder, log_dir, Path(args.cfg), resumed)
-        if args.do_test:
+        if args.do_test and not task.tests():
+            logger.warning("--do-test: %s has no test split", task.name)
+        elif args.do_test:
             best = checkpoint.best_file(folder, config.MODEL_PREFIX)
             if distributed.gather_objects(best.exists())[0]:
                 precision = Precision(device, config.TRAIN.FP16)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from common.engine import checkpoint, distributed
-from common.engine.build import AnyTask, predict_split
+from common.engine.build import AnyPredictingTask, predict_split
 from common.engine.precision import Precision
 from common.errors import ConfigError
 from common.files import replace_file
@@ -76,7 +76,12 @@ def write_json(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_test_result(
-    task: AnyTask, path: Path, folder: Path, device: torch.device, precision: Precision, name: str = ""
+    task: AnyPredictingTask,
+    path: Path,
+    folder: Path,
+    device: torch.device,
+    precision: Precision,
+    name: str = "",
 ) -> Path:
     """Tests a checkpoint, keeps it beside its results, and returns the result file.
 

@@ -41,23 +41,30 @@ class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
     Attributes:
         name: folder name of the task.
         config_class: the schema of its yaml files.
-        best_metric: validation metric that selects the best checkpoint.
         validates_losses: whether validation also reports the losses (pre-training does).
         names: the names of its parameters on disk.
     """
 
     name: ClassVar[str]
     config_class: ClassVar[type[ExperimentConfig]]
-    best_metric: ClassVar[str]
     validates_losses: ClassVar[bool] = False
     names: ClassVar[OfficialNames] = OfficialNames()
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
 
+    @property
+    @abstractmethod
+    def best_metric(self) -> str:
+        """Validation metric that selects the best checkpoint."""
+
     @abstractmethod
     def build_dataset(self, split: Split) -> VisualLinguisticDataset[Any]:
-        """Opens and checks the data of one split."""
+        """Opens and checks the data of one split; of several datasets, the first."""
+
+    def build_datasets(self, split: Split) -> Sequence[VisualLinguisticDataset[Any]]:
+        """Opens and checks all data of one split; the first dataset defines the epoch."""
+        return [self.build_dataset(split)]
 
     @abstractmethod
     def build_model(self) -> nn.Module:
@@ -108,18 +115,26 @@ class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
     def metrics(self, outputs: OutputsT, batch: BatchT, split: Split) -> dict[str, Ratio]:
         """Sum and count of each metric of `split` over this batch, in the order of the log line."""
 
-    @abstractmethod
-    def predictions(self, outputs: OutputsT, batch: BatchT) -> list[dict[str, Any]]:
-        """One JSON-ready record per sample, in batch order."""
-
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The loss that is trained: the weighted sum."""
         weights = self.loss_weights
         return torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
 
-    def tests(self) -> Sequence[Task[ConfigT, BatchT, OutputsT]]:
+    def tests(self) -> Sequence[PredictingTask[ConfigT, BatchT, OutputsT]]:
+        """This task on each of the test sets that `--do-test` runs."""
+        return []
+
+
+class PredictingTask(Task[ConfigT, BatchT, OutputsT]):
+    """A task with a test split, whose predictions are a file for its servers."""
+
+    def tests(self) -> Sequence[PredictingTask[ConfigT, BatchT, OutputsT]]:
         """This task on each of the test sets that `--do-test` runs: the configured one."""
         return [self]
+
+    @abstractmethod
+    def predictions(self, outputs: OutputsT, batch: BatchT) -> list[dict[str, Any]]:
+        """One JSON-ready record per sample, in batch order."""
 
     @abstractmethod
     def result_file(self, folder: Path, name: str) -> Path:

@@ -11,11 +11,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
-from common.batch import Batch
+from common.batch import Batch, Ragged
 from common.config import ExperimentConfig
 from common.modeling.geometry import coordinate_embeddings
+from common.modeling.packing import Padding
 from common.modeling.resnet import ResNet, block_of, freeze_batch_norm, make_stage
 
 NUM_CLASSES = 81
@@ -57,15 +57,33 @@ class ImageNormalizer(nn.Module):
         self.register_buffer("mean", torch.tensor(means).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(stds).view(-1, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """Normalises images (B, 3, H, W) uint8 of sizes (B, 2) width, height; float images are normalised already."""
+    def forward(self, images: Tensor, sizes: Tensor, blanks: Ragged | None = None) -> Tensor:
+        """Normalises a batch of images.
+
+        Args:
+            images: (P, 3, H, W) uint8; float images are normalised already, and stay.
+            sizes: (P, 2) width, height of the pictures.
+            blanks: areas that become zero, (n, 4) int64 first and last column and row; at least P rows.
+        """
         if images.is_floating_point():
             return images
         height, width = images.shape[-2:]
-        x = torch.arange(width, device=images.device) < sizes[:, 0, None]
-        y = torch.arange(height, device=images.device) < sizes[:, 1, None]
-        inside = y[:, None, :, None] & x[:, None, None, :]
-        return ((images.float() - self.mean) / self.std) * inside
+        x = torch.arange(width, device=images.device)
+        y = torch.arange(height, device=images.device)
+        shown = (y < sizes[:, 1, None])[:, :, None] & (x < sizes[:, 0, None])[:, None, :]
+        if blanks is not None and blanks.lengths.longest:
+            shown = shown & ~_covered(blanks, x, y)[: len(images)]
+        return ((images.float() - self.mean) / self.std) * shown[:, None]
+
+
+def _covered(areas: Ragged, x: Tensor, y: Tensor) -> Tensor:
+    """(P, H, W) bool: the pixels of columns x (W,) and rows y (H,) inside one of the areas of their picture."""
+    # The end is excluded, so that the zeros behind a row are empty areas.
+    ends = areas.values + areas.values.new_tensor([0, 0, 1, 1])
+    left, top, right, bottom = Padding.of(areas.lengths).pad(ends)[..., None].unbind(2)
+    columns = ((x >= left) & (x < right)).float()
+    rows = ((y >= top) & (y < bottom)).float()
+    return rows.transpose(1, 2) @ columns > 0
 
 
 class FastRCNN(nn.Module):
@@ -83,6 +101,9 @@ class FastRCNN(nn.Module):
         frozen_bn: batch norm keeps statistics, scale and shift.
         pixel_means: B, G, R means of `ImageNormalizer`.
         pixel_stds: B, G, R divisors.
+
+    Attributes:
+        feature_dim: F.
     """
 
     def __init__(
@@ -103,11 +124,11 @@ class FastRCNN(nn.Module):
         super().__init__()
         self.frozen_bn = frozen_bn
         self.has_pixels = depth is not None
-        feature_dim = PRECOMPUTED_DIM
+        self.feature_dim = PRECOMPUTED_DIM
         if depth is not None:
             self.normalize = ImageNormalizer(pixel_means, pixel_stds)
             self.backbone = ResNet(depth, width=width, stride_in_1x1=stride_in_1x1)
-            feature_dim = width * 8 * block_of(depth).expansion
+            self.feature_dim = width * 8 * block_of(depth).expansion
         self.object_embed = nn.Embedding(NUM_CLASSES, SEMANTIC_DIM) if semantic else None
         if depth is not None:
             self.roi_head_feature_extractor = make_stage(
@@ -118,8 +139,8 @@ class FastRCNN(nn.Module):
                 dilation=2 if dilated else 1,
                 stride_in_1x1=stride_in_1x1,
             )
-        self.regularizing_predictor = nn.Linear(feature_dim, NUM_CLASSES) if classify else None
-        inputs = COORDINATE_DIM + feature_dim + (SEMANTIC_DIM if semantic else 0)
+        self.regularizing_predictor = nn.Linear(self.feature_dim, NUM_CLASSES) if classify else None
+        inputs = COORDINATE_DIM + self.feature_dim + (SEMANTIC_DIM if semantic else 0)
         self.obj_downsample = nn.Sequential(nn.Dropout(0.1), nn.Linear(inputs, final_dim), nn.ReLU())
         if depth is not None:
             self._freeze(frozen_stages)
@@ -159,7 +180,12 @@ class FastRCNN(nn.Module):
         return self
 
     def forward(
-        self, batch: Batch, *, masked: Tensor | None = None, mask_embedding: Tensor | None = None
+        self,
+        batch: Batch,
+        *,
+        masked: Tensor | None = None,
+        mask_embedding: Tensor | None = None,
+        blanks: Ragged | None = None,
     ) -> RegionFeatures:
         """Features of every box of the batch.
 
@@ -167,10 +193,11 @@ class FastRCNN(nn.Module):
             batch: images or precomputed features, boxes, `im_info`, and categories and instance masks if any.
             masked: (K,) bool, boxes whose feature is replaced by `mask_embedding`.
             mask_embedding: (F,).
+            blanks: see `ImageNormalizer`.
         """
         image_of_box = batch.num_boxes.rows()
         if self.has_pixels:
-            raw = self._pooled(batch, image_of_box)
+            raw = self._pooled(batch, image_of_box, blanks)
         else:
             assert batch.box_features is not None
             raw = batch.box_features
@@ -185,10 +212,14 @@ class FastRCNN(nn.Module):
             parts.append(self.object_embed(batch.box_classes))
         return RegionFeatures(self.obj_downsample(torch.cat(parts, dim=1)), raw, logits)
 
-    def _pooled(self, batch: Batch, image_of_box: Tensor) -> Tensor:
+    def _pooled(self, batch: Batch, image_of_box: Tensor, blanks: Ragged | None) -> Tensor:
         """(K, F) mean over the RoI head's map, inside the instance mask where there is one."""
+        # Imported where pixels are read: it takes two seconds and 90 MB of every process.
+        from torchvision.ops import roi_align
+
         assert batch.images is not None
-        trunk = self.backbone(self.normalize(batch.images, batch.im_info[:, :2]))
+        sizes = batch.im_info[: len(batch.images), :2]
+        trunk = self.backbone(self.normalize(batch.images, sizes, blanks))
         # Coordinates and the bilinear sampling stay in float32 under autocast (spec model.md 12).
         with torch.autocast(trunk.device.type, enabled=False):
             rois = torch.cat([image_of_box[:, None].float(), batch.boxes.float()], dim=1)

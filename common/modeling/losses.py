@@ -8,6 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.batch import Lengths
+
+
+def is_distribution(target: Tensor) -> Tensor:
+    """(M,) bool: which rows of (M, C) are a label, as they sum to one within 0.1 (spec model.md 5.7)."""
+    return (target.sum(dim=1) - 1).abs() < 0.1
+
 
 def soft_cross_entropy(
     logits: Tensor, target: Tensor, reduction: Literal["mean", "sum", "none"] = "mean"
@@ -22,7 +29,7 @@ def soft_cross_entropy(
     Returns:
         A scalar, or (M,) for `none`. Without a labelled row it is zero and still reaches every logit.
     """
-    labelled = (target.sum(dim=1) - 1).abs() < 0.1
+    labelled = is_distribution(target)
     loss = -(target * F.log_softmax(logits.float(), dim=1)).sum(dim=1)
     loss = torch.where(labelled, loss, loss * 0)
     if reduction == "none":
@@ -37,6 +44,19 @@ def soft_cross_entropy(
 def mean_or_zero(loss: Tensor) -> Tensor:
     """Mean of per-item losses (M,), and a differentiable zero when there is none."""
     return loss.sum() / max(loss.numel(), 1)
+
+
+def sample_mean(loss: Tensor, labelled: Tensor, lengths: Lengths) -> Tensor:
+    """Mean over samples of the mean over their labelled items (spec model.md 7.4, `..._NORM_IN_BATCH_FIRST`).
+
+    Args:
+        loss: (M,) of every item.
+        labelled: (M,) bool, items that count.
+        lengths: items of each sample.
+    """
+    sample, counted = lengths.rows(), labelled.to(loss.dtype)
+    counts = counted.new_zeros(len(lengths)).index_add(0, sample, counted)
+    return (loss * counted / (counts[sample] + 1e-4)).sum() / ((counts > 0).sum() + 1e-4)
 
 
 def choice_bce(logits: Tensor, labels: Tensor, positive_weight: float) -> Tensor:

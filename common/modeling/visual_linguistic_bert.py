@@ -63,13 +63,16 @@ class Encoded:
     packing: Packing
     region_visual: Tensor
 
-    def text(self) -> Tensor:
-        """(T, H) states of the text tokens."""
-        return self.output.hidden.index_select(0, self.packing.text)
+    def text(self, places: Tensor | None = None) -> Tensor:
+        """(T, H) states of the text tokens, or of those at (N,) places among them."""
+        return self._at(self.packing.text, places)
 
-    def regions(self) -> Tensor:
-        """(R, H) states of the regions."""
-        return self.output.hidden.index_select(0, self.packing.regions)
+    def regions(self, places: Tensor | None = None) -> Tensor:
+        """(R, H) states of the regions, or of those at (N,) places among them."""
+        return self._at(self.packing.regions, places)
+
+    def _at(self, slots: Tensor, places: Tensor | None) -> Tensor:
+        return self.output.hidden.index_select(0, slots if places is None else slots[places])
 
     def first(self) -> Tensor:
         """(Q, H) states of the first token of every row, [CLS] where the task has one."""
@@ -146,12 +149,13 @@ class VisualLinguisticBert(nn.Module):
             self.visual_ln_object = layer_norm(hidden_size)
 
     @classmethod
-    def from_config(cls, config: VLBertConfig) -> Self:
-        """The transformer that `NETWORK.VLBERT` describes."""
+    def from_config(cls, config: VLBertConfig, **heads: bool) -> Self:
+        """The transformer that `NETWORK.VLBERT` describes; `heads` are arguments beyond it."""
         names = set(inspect.signature(cls).parameters) | set(
             inspect.signature(VisualLinguisticBert).parameters
         )
-        return cls(**{name: value for name, value in dict(config).items() if name in names})
+        chosen = {name: value for name, value in dict(config).items() if name in names}
+        return cls(**chosen, **heads)  # type: ignore[arg-type]  # checked by the configuration
 
     @torch.no_grad()
     def copy_special_words(self) -> None:

@@ -95,7 +95,14 @@ class VisualLinguisticModel(nn.Module):
         assert batch.box_classes is not None
         return table(batch.box_classes[region_box].clamp(0, table.num_embeddings - 1))  # type: ignore[no-any-return]
 
-    def encode(self, batch: Batch, features: RegionFeatures | None, *, kernel: Kernel = "auto") -> Encoded:
+    def encode(
+        self,
+        batch: Batch,
+        features: RegionFeatures | None,
+        *,
+        kernel: Kernel = "auto",
+        all_layers: bool = False,
+    ) -> Encoded:
         """Runs the joint transformer on every text sequence with the regions of its image."""
         self._check_lengths(batch)
         visual, text_visual = self.text_visual(batch, features)
@@ -110,7 +117,7 @@ class VisualLinguisticModel(nn.Module):
             region_words=self.region_words(batch, region_box, region_lengths.rows()),
             visual=visual,
         )
-        return self.vlbert(inputs, kernel=kernel)  # type: ignore[no-any-return]
+        return self.vlbert(inputs, kernel=kernel, all_layers=all_layers)  # type: ignore[no-any-return]
 
     def _check_lengths(self, batch: Batch) -> None:
         """The [END] token has the last position id: text length plus one."""

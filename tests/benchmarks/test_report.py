@@ -14,11 +14,11 @@ def test_table_aligns_columns():
     assert report.table([]) == ""
 
 
-def test_what_is_not_built_is_said(tmp_path, capsys):
-    report.publish([], tmp_path / "out.json", machine={"cores": 2}, not_built_yet=["vqa_base"])
-    assert capsys.readouterr().out == "machine: {\"cores\": 2}\nnot built yet: ['vqa_base']\n"
+def test_further_facts_are_said(tmp_path, capsys):
+    report.publish([], tmp_path / "out.json", machine={"cores": 2}, left_out=["vqa_base"])
+    assert capsys.readouterr().out == "machine: {\"cores\": 2}\nleft out: ['vqa_base']\n"
     assert json.loads((tmp_path / "out.json").read_text()) == {
         "machine": {"cores": 2},
-        "not_built_yet": ["vqa_base"],
+        "left_out": ["vqa_base"],
         "rows": [],
     }

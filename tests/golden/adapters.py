@@ -1,24 +1,23 @@
-"""What the runner must know of each task: how the reference's padded arguments and outputs become ours, and back."""
+"""The adapters of all tasks, and the task of a case."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from common.batch import Batch, Lengths, Sample, Text, TextSequence
+from common.batch import Sample, TextSequence
 from common.config import parse_config
-from common.engine.task import Task
-from common.modeling.packing import Padding
 from refcoco.dataset import UNKNOWN_REGION, RefCOCOBatch
 from refcoco.model import RefCOCOOutputs
 from refcoco.task import RefCOCOTask
-from tests.golden.harness import Case
+from tests.golden.adapter import Adapter, AnyTask, Arrays, padded, placed, region_features
+from tests.golden.harness import Case, Report
+from tests.golden.pretrain_adapter import PretrainAdapter
 from vcr.dataset import VCRBatch
 from vcr.model import VCROutputs
 from vcr.task import VCRTask
@@ -27,155 +26,13 @@ from vqa.dataset import VQABatch, assemble_question
 from vqa.model import VQAOutputs
 from vqa.task import VQATask
 
-AnyTask = Task[Any, Any, Any]
-Arrays = Mapping[str, np.ndarray]
-
 HERE = Path(__file__).parent
-
-
-def joined(sequences: Sequence[Sequence[TextSequence]]) -> Text:
-    """The text sequences of each image as a batch holds them."""
-    flat = [sequence for of_image in sequences for sequence in of_image]
-    return Text(
-        per_image=Lengths.of([len(of_image) for of_image in sequences]),
-        lengths=Lengths.of([len(sequence) for sequence in flat]),
-        ids=torch.from_numpy(np.concatenate([sequence.ids for sequence in flat])),
-        types=torch.from_numpy(np.concatenate([sequence.types for sequence in flat])),
-        tags=torch.from_numpy(np.concatenate([sequence.tags for sequence in flat])),
-    )
-
-
-def padded(values: Tensor, lengths: Lengths, fill: float) -> np.ndarray:
-    """(sum n_i, ...) to (B, longest, ...) with `fill` behind the rows."""
-    rows = Padding.of(lengths)
-    real = rows.mask()
-    out = rows.pad(values.float())
-    if real is not None:
-        out[~real] = fill
-    return out.numpy()
-
-
-def placed(values: Tensor, real: np.ndarray) -> np.ma.MaskedArray:
-    """(K,) values of real boxes in their slots (B, N); the other slots are masked, we have none."""
-    out = np.ma.masked_all(real.shape, np.float32)
-    out[real] = values.detach().float().numpy()
-    return out
-
-
-def region_features(arrays: Arrays, real: np.ndarray) -> Tensor | None:
-    """Precomputed features, which stand behind the coordinates of the boxes."""
-    features = arrays["boxes"][real][:, 4:]
-    return torch.from_numpy(features) if features.shape[1] else None
 
 
 def tokens(ids: np.ndarray, tags: np.ndarray) -> Tokens:
     """The valid part of a padded row."""
     valid = ids > 0
     return Tokens(ids[valid].tolist(), tags[valid].tolist(), [0] * int(valid.sum()))
-
-
-class Adapter(ABC):
-    """One task in the terms of the reference.
-
-    Attributes:
-        task_class: the task.
-        batch_class: its batches.
-        data_folder: folder of the fixture that holds its data.
-        dataset: `DATASET.DATASET` where a case names none.
-        text: name of the argument that holds the text.
-        box_padding: value of padded box rows.
-        rule_masked: why we have nothing in some slots of an output.
-    """
-
-    task_class: ClassVar[type[AnyTask]]
-    batch_class: ClassVar[type[Batch]]
-    data_folder: ClassVar[str]
-    dataset: ClassVar[str]
-    text: ClassVar[str]
-    box_padding: ClassVar[float] = -2.0
-    rule_masked: ClassVar[str] = ""
-
-    # --- Models ---------------------------------------------------------------------------------------------
-
-    def real(self, boxes: np.ndarray) -> np.ndarray:
-        """(B, N) bool: which of padded boxes (B, N, ...) are boxes."""
-        return boxes[:, :, 0] > -1.5
-
-    @abstractmethod
-    def sequences(self, task: AnyTask, arrays: Arrays) -> list[list[TextSequence]]:
-        """The sequences of each image from padded texts."""
-
-    @abstractmethod
-    def fields(self, arrays: Arrays, real: np.ndarray) -> dict[str, Any]:
-        """What the task's batch has beside the common fields."""
-
-    def batch(self, task: AnyTask, arrays: Arrays) -> Any:
-        """Our batch from the reference's padded arguments."""
-        boxes = arrays["boxes"]
-        real = self.real(boxes)
-        images = arrays.get("image")
-        return self.batch_class(
-            record_ids=tuple(str(index) for index in range(len(boxes))),
-            index=torch.arange(len(boxes)),
-            images=None if images is None else torch.from_numpy(images),
-            num_boxes=Lengths.of(real.sum(1).tolist()),
-            text=joined(self.sequences(task, arrays)),
-            im_info=torch.from_numpy(arrays["im_info"][:, :4]),
-            boxes=torch.from_numpy(boxes[real][:, :4]),
-            **self.fields(arrays, real),
-        )
-
-    @abstractmethod
-    def results(self, outputs: Any, batch: Any, arrays: Arrays) -> dict[str, np.ndarray]:
-        """Outputs and labels under the reference's names and in its shape; masked where we have none."""
-
-    def predictions(
-        self, task: AnyTask, outputs: Any, batch: Any, logits: np.ndarray, arrays: Arrays
-    ) -> dict[str, np.ndarray]:
-        """What the model gives beside logits in evaluation; `logits` are the reference's."""
-        return {}
-
-    def differs(self, metric: str, batches: Sequence[Arrays]) -> bool:
-        """Whether a training metric differs on purpose (`rule_masked`) with these padded arguments."""
-        return False
-
-    @abstractmethod
-    def outputs(self, batch: Any, rows: Tensor) -> Any:
-        """Our outputs from stored logits of the records of a batch, longer than needed where boxes differ."""
-
-    # --- Data -----------------------------------------------------------------------------------------------
-
-    def defaults(self, folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Options that a data case needs beside those that it names; `folder` is the fixture."""
-        return {}
-
-    def label(self, batch: Any) -> dict[str, np.ndarray]:
-        """The labels of a batch under the reference's names."""
-        return {} if batch.label is None else {"label": batch.label.numpy()}
-
-    def batch_arrays(self, task: AnyTask, batch: Any) -> dict[str, np.ndarray]:
-        """Boxes, features and labels of a batch under the reference's names; pictures and texts apart."""
-        arrays = {
-            "boxes": padded(batch.boxes, batch.num_boxes, self.box_padding),
-            "im_info": batch.im_info.numpy(),
-            **self.label(batch),
-        }
-        if batch.box_features is not None:
-            features = padded(batch.box_features, batch.num_boxes, self.box_padding)
-            arrays["box_features"] = features
-            arrays["box_features_head"] = features[..., :16]
-            arrays["box_features_sum"] = features.sum(-1, dtype=np.float64)
-            arrays["box_features_sqsum"] = (features.astype(np.float64) ** 2).sum(-1)
-        return arrays
-
-    def sample_texts(
-        self, task: AnyTask, dataset: Any, sample: Sample, start: int
-    ) -> tuple[dict[str, np.ndarray], list[TextSequence]]:
-        """Texts of a sample under the reference's names, and the sequences that the model makes of them."""
-        (sequence,) = sample.texts
-        empty = self.sequences(task, {self.text: np.zeros((1, 0), np.int64)})[0][0]
-        pieces = sequence.ids[1 : len(sequence) - len(empty) + 1]
-        return {self.text: pieces}, self.sequences(task, {self.text: pieces[None]})[0]
 
 
 class VCRAdapter(Adapter):
@@ -337,25 +194,35 @@ class RefCOCOAdapter(Adapter):
         return {} if batch.label is None else {"label": padded(batch.label, batch.num_boxes, -1)}
 
 
-ADAPTERS: dict[str, Adapter] = {"vcr": VCRAdapter(), "vqa": VQAAdapter(), "refcoco": RefCOCOAdapter()}
+ADAPTERS: dict[str, Adapter] = {
+    "pretrain": PretrainAdapter(),
+    "refcoco": RefCOCOAdapter(),
+    "vcr": VCRAdapter(),
+    "vqa": VQAAdapter(),
+}
 
 
-def task_name(case: Case) -> str:
-    return str(case.document["module"]).split(".")[0]
+def adapter_of(case: Case) -> Adapter:
+    """The adapter of the task that a case's module belongs to."""
+    return ADAPTERS[str(case.document["module"]).split(".")[0]]
 
 
-def adapter_of(case: Case) -> Adapter | None:
-    """The adapter of the task that a case's module belongs to; None where it is not built."""
-    return ADAPTERS.get(task_name(case))
+def build_task(case: Case, report: Report | None = None) -> AnyTask:
+    """The task of a case; its vocabulary is the folder of that name beside the file, or in a sibling area.
 
-
-def build_task(case: Case, **changes: Any) -> AnyTask:
-    """The task of a case; its vocabulary is the folder of that name beside the file, or in a sibling area."""
-    task_class = ADAPTERS[task_name(case)].task_class
-    config = parse_config(task_class.config_class, case.document["config"], case.name)
+    Args:
+        case: its document has the configuration.
+        report: is told what differs from it.
+    """
+    adapter = adapter_of(case)
+    config = parse_config(adapter.task_class.config_class, case.document["config"], case.name)
     name = config.NETWORK.BERT_MODEL_NAME
     folders = [case.path.parent, case.root / "model", case.root / "data" / "fixture", HERE / "model"]
     vocabulary = next((folder / name for folder in folders if (folder / name).is_dir()), None)
     assert vocabulary is not None, f"{case.name}: no folder {name} in any of {list(map(str, folders))}"
+    changes = adapter.network_changes(config)
+    if report is not None:
+        for key in changes:
+            report.skip(f"NETWORK.{key} as configured", adapter.rule_changed)
     network = config.NETWORK.model_copy(update={"BERT_MODEL_NAME": str(vocabulary), **changes})
-    return task_class(config.model_copy(update={"NETWORK": network}))
+    return adapter.task_class(config.model_copy(update={"NETWORK": network}))

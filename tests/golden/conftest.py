@@ -45,9 +45,6 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.section("golden cases: worst error of each")
     width = max(len(report.name) for report in reports)
     for report in reports:
-        if report.pending:
-            write(f"{report.name:<{width}}  not built yet: {report.pending}")
-            continue
         state = "FAILED" if report.failures else "ok"
         line = f"{report.name:<{width}}  {state:<6} {report.comparisons:5d} comparisons"
         line += f"  worst error {report.worst:.2e} = {max(report.worst_ratio, 0):.3f} of tolerance ({report.worst_of})"
@@ -57,10 +54,9 @@ def pytest_terminal_summary(terminalreporter, config):
             write(
                 f"{'':<{width}}    left out {count}: {rule} ({what if len(what) < 90 else what[:90] + '…'})"
             )
-    done = [report for report in reports if not report.pending]
-    failed = sum(bool(report.failures) for report in done)
+    failed = sum(bool(report.failures) for report in reports)
     write(
-        f"{len(done) - failed} cases agree, {failed} differ, {len(reports) - len(done)} not built yet; "
-        f"{sum(report.comparisons for report in done)} comparisons, "
-        f"{sum(len(report.skipped) for report in done)} left out by decision"
+        f"{len(reports) - failed} cases agree, {failed} differ; "
+        f"{sum(report.comparisons for report in reports)} comparisons, "
+        f"{sum(len(report.skipped) for report in reports)} left out by decision"
     )

@@ -29,7 +29,7 @@ from common.modeling.fast_rcnn import ImageNormalizer
 from common.modeling.geometry import coordinate_embeddings, pairwise_iou
 from common.modeling.losses import soft_cross_entropy
 from common.modeling.packing import Padding
-from tests.golden.harness import Case, Report, fixture, in_fixture, not_built
+from tests.golden.harness import Case, Report, fixture, in_fixture
 from tests.golden.unit_cases import RULE_DEAD_HELPER
 from vqa.answers import UNKNOWN, AnswerVocabulary, mirrored, replace_punctuation, soft_target
 from vqa.config import VQADatasetConfig
@@ -361,12 +361,10 @@ RUNNERS = [
     (lambda c: _has(c, "units", "image_in", "to_tensor"), run_transforms),
     (lambda c: _has(c, "units", "split_zip_style_path"), run_archives),
     (lambda c: _has(c, "units", "process_punctuation"), run_answers),
-    (lambda c: _has(c, "units", "random_mask_region"), not_built("pretrain")),
     (lambda c: c.folder == ("data", "tokenizer"), run_tokenizer),
     (lambda c: _has(c, "samplers", "distributed"), run_distributed),
     (lambda c: _has(c, "samplers", "batch_counts"), run_batch_counts),
     (lambda c: _has(c, "samplers", "aspect_groups"), run_aspect_groups),
     (lambda c: _has(c, "samplers", "grouped"), run_grouped),
-    (lambda c: _has(c, "samplers", "multi_task"), not_built("pretrain")),
     (_is_loader, run_loader_settings),
 ]

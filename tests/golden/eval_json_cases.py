@@ -15,7 +15,7 @@ from common.config import ExperimentConfig
 from common.engine.build import build_split
 from common.engine.evaluator import evaluate
 from tests.golden.adapters import ADAPTERS
-from tests.golden.data_cases import data_config
+from tests.golden.data_place import data_config
 from tests.golden.eval_place import CHECKPOINT, CPU, Stub, command, entered, name_before
 from tests.golden.harness import Case, Report, read_arrays
 from vqa.answers import UNKNOWN

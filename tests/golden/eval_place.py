@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from common.config import ExperimentConfig, dump_config
-from tests.golden.adapters import ADAPTERS, AnyTask
+from tests.golden.adapter import AnyTask
+from tests.golden.adapters import ADAPTERS
 from tests.golden.harness import LogLines
 
 CPU = torch.device("cpu")

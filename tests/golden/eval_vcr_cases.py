@@ -24,7 +24,7 @@ from common.engine.metrics import joint_accuracy
 from common.engine.precision import Precision
 from common.engine.results import write_test_result
 from tests.golden.adapters import ADAPTERS
-from tests.golden.data_cases import data_config
+from tests.golden.data_place import data_config
 from tests.golden.eval_place import CHECKPOINT, CPU, Stub, command, entered, name_before
 from tests.golden.harness import Case, Report, fixture, in_fixture, read_arrays
 from vcr.config import VCRConfig

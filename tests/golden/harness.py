@@ -61,7 +61,9 @@ def fixture(case: Case) -> Path:
 
 
 def in_fixture(case: Case, value: Any) -> Any:
-    """Replaces `<fixture>` in a text."""
+    """Replaces `<fixture>` in a text, or in those of a mapping."""
+    if isinstance(value, Mapping):
+        return {key: in_fixture(case, inner) for key, inner in value.items()}
     there = isinstance(value, str) and "<fixture>" in value
     return value.replace("<fixture>", str(fixture(case))) if there else value
 
@@ -89,7 +91,6 @@ class Report:
     worst_of: str = ""
     failures: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
-    pending: str = ""
 
     def close(self, what: str, actual: Any, expected: Any, tolerance: float) -> None:
         """The largest absolute difference is at most `tolerance`; equal infinities and NaN agree."""
@@ -125,10 +126,6 @@ class Report:
         """A comparison left out because we differ on purpose; `rule` says which decision."""
         self.skipped.append(Skipped(what, rule))
 
-    def not_built(self, area: str) -> None:
-        """The case belongs to an area that does not exist yet."""
-        self.pending = area
-
 
 def _short(value: Any) -> str:
     text = repr(value)
@@ -160,11 +157,6 @@ class LogLines(logging.Handler):
 
 Runner = Callable[[Case, Report], None]
 Match = Callable[[Case], bool]
-
-
-def not_built(area: str) -> Runner:
-    """A runner for cases of an area that does not exist yet."""
-    return lambda case, report: report.not_built(area)
 
 
 def discover(root: Path) -> Iterator[Case]:

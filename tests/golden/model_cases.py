@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
 from common.modeling.official_names import OfficialNames
-from tests.golden.adapters import AnyTask, adapter_of, build_task, task_name
+from tests.golden.adapter import AnyTask
+from tests.golden.adapters import adapter_of, build_task
 from tests.golden.harness import Case, Report, statistics, weight
 from tests.golden.unit_cases import no_dropout, seed_module
 
@@ -30,28 +33,47 @@ def arguments(case: Case, prefix: str = "input.") -> dict[str, np.ndarray]:
 
 
 def run_model(case: Case, report: Report) -> None:
-    adapter = adapter_of(case)
-    if adapter is None:
-        report.not_built(task_name(case))
-        return
-    document, task, arrays = case.document, build_task(case), arguments(case)
+    adapter, document = adapter_of(case), case.document
+    task, arrays = build_task(case, report), arguments(case)
     model, batch = build_model(case, task), adapter.batch(task, arrays)
+    compare_entries(case, report, task.names.to_official(model.state_dict()))
     outputs = model(batch)
-    losses = task.losses(outputs, batch)
-    loss = task.total(losses)
-    report.close("loss", loss.item(), document["loss"], document["suggested_tolerance"]["loss_abs"])
-    values = {name: value.detach().numpy() for name, value in losses.items()}
+    values = dict.fromkeys(adapter.losses, np.zeros(()))
+    if "loss" in document:
+        losses = task.losses(outputs, batch)
+        loss = task.total(losses)
+        report.close("loss", loss.item(), document["loss"], document["suggested_tolerance"]["loss_abs"])
+        values |= {name: value.detach().numpy() for name, value in losses.items()}
+        loss.backward()
+        compare_gradients(case, report, model, task.names)
+        compare_buffers(case, report, model, task.names)
+    with torch.no_grad():
+        outputs = adapter.everywhere(model, batch, outputs)
     values |= adapter.results(outputs, batch, arrays)
     scalars = {f"train.{name}": value for name, value in document["outputs"]["scalars"].items()}
     compare_outputs(case, report, "train.", values, scalars, adapter.rule_masked)
-    loss.backward()
-    compare_gradients(case, report, model, task.names)
-    compare_buffers(case, report, model, task.names)
+    report.equal("absent outputs", set(document["outputs"]["none"]) & set(values), set())
+    if any(name.startswith("eval.") for name in case.arrays):
+        compare_evaluation(case, report, task, batch)
+
+
+def compare_entries(case: Case, report: Report, state: Mapping[str, torch.Tensor]) -> None:
+    """Names, order and shapes of a checkpoint, where the table beside the cases lists them (model README, 1)."""
+    table = case.path.with_name("state_dicts.json")
+    models = json.loads(table.read_text(encoding="utf-8")) if table.exists() else {}
+    if case.path.stem in models:
+        expected = [(name, shape) for name, (shape, _) in models[case.path.stem]["state_dict"].items()]
+        report.equal("entries", [(name, list(value.shape)) for name, value in state.items()], expected)
+
+
+def compare_evaluation(case: Case, report: Report, task: AnyTask, batch: Any) -> None:
+    """A fresh model in eval mode, and what is predicted with it."""
+    adapter, arrays = adapter_of(case), arguments(case)
     model = build_model(case, task).eval()
     with torch.no_grad():
         outputs = model(batch)
-        values = adapter.results(outputs, batch, arrays)
-        values |= adapter.predictions(task, outputs, batch, case.arrays["eval.label_logits"], arrays)
+    values = adapter.results(outputs, batch, arrays)
+    values |= adapter.predictions(task, outputs, batch, case.arrays["eval.label_logits"], arrays)
     compare_outputs(case, report, "eval.", values, {}, adapter.rule_masked)
 
 
@@ -84,6 +106,8 @@ def compare_gradients(case: Case, report: Report, model: torch.nn.Module, names:
     for name in sorted((frozen & unused) - set(document["frozen_parameters"])):
         report.skip(f"{name} is trainable", RULE_UNUSED)
         frozen.remove(name)
+    named = {*document["gradients"], *document["frozen_parameters"], *unused}
+    report.equal("parameters", set(parameters), named)
     report.equal("frozen parameters", frozen, set(document["frozen_parameters"]))
     for name, expected in document["gradients"].items():
         gradient = parameters[name].grad

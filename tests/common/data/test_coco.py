@@ -3,7 +3,7 @@ import pickle
 
 import pytest
 
-from common.data.coco import BoxTable, CocoIndex
+from common.data.coco import BoxTable, CocoIndex, first_captions
 from common.errors import DataError
 
 IMAGES = [{"id": 9, "width": 640, "height": 480, "file_name": "x"}, {"id": 3, "width": 10, "height": 20}]
@@ -35,6 +35,28 @@ def test_an_index(write):
     assert [index.box(number).tolist() for number in (7, 1, 5)] == [one["bbox"] for one in ANNOTATIONS]
 
 
+def test_names_and_classes(write):
+    index = CocoIndex(
+        write({"images": IMAGES, "annotations": ANNOTATIONS, "categories": [{"id": n} for n in (6, 5, 4)]})
+    )
+    assert index.annotated_images().tolist() == [3, 9]
+    assert (index.file_name(9), index.file_name(3)) == ("x", "")
+    assert index.classes(9).tolist() == [3, 1]
+    assert index.classes(3).tolist() == [2]
+    assert index.classes(4).tolist() == []
+    lacking = CocoIndex(write({"images": IMAGES, "annotations": ANNOTATIONS, "categories": [{"id": 4}]}))
+    with pytest.raises(DataError, match=r"instances\.json: has no category 6"):
+        lacking.classes(9)
+
+
+def test_first_captions(write):
+    records = [{"id": n, "image_id": image, "caption": f"{n}"} for n, image in enumerate((9, 3, 9))]
+    assert first_captions(write({"images": IMAGES, "annotations": records})) == {9: "0", 3: "1"}
+    for content in ({}, {"annotations": []}, {"annotations": [{"image_id": 9}]}):
+        with pytest.raises(DataError, match=r"instances\.json: annotations"):
+            first_captions(write(content))
+
+
 def test_a_file_of_sizes_alone(write):
     index = CocoIndex(write({"images": IMAGES}))
     assert index.size(3) == (10, 20)
@@ -63,6 +85,7 @@ def test_what_is_not_there(write, number):
         ({"images": IMAGES, "annotations": [{**ANNOTATIONS[0], "bbox": [1, 2, 3]}]}, r"annotations\.0\.bbox"),
         ({"images": IMAGES, "annotations": [{**ANNOTATIONS[0], "id": "7"}]}, r"annotations\.0\.id"),
         ({"images": IMAGES, "annotations": ANNOTATIONS[:1] * 2}, "annotation 7 stands twice"),
+        ({"images": IMAGES, "categories": [{"id": 5}, {"id": 5}]}, "category 5 stands twice"),
         ([], "should be an object"),
     ],
 )

@@ -1,10 +1,11 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
-from common.batch import Batch, Sample, TextSequence, ragged, stacked
+from common.batch import Batch, Ragged, Sample, TextSequence, counted, index_into, ragged, stacked
 from common.data.collate import collate
 
 
@@ -80,3 +81,49 @@ def test_what_no_sample_has_is_none():
     assert batch.label is None
     assert batch.box_masks is None
     assert batch.num_boxes.sizes == (1, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarkedSample(Sample):
+    areas: Tensor | None = None
+    box_places: Tensor
+    word_places: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarkedBatch(Batch):
+    areas: Ragged | None = counted()
+    box_places: Ragged = index_into("boxes")
+    word_places: Ragged = index_into("text")
+
+
+def marked(index, boxes, words, size=(1, 1), **places):
+    plain = sample(index, boxes, size, size or (1, 1), sequence(*range(words)))
+    fields = {name: getattr(plain, name) for name in ("image", "canvas", "im_info", "boxes", "texts")}
+    places = {name: torch.tensor(value, dtype=torch.int64) for name, value in places.items()}
+    return MarkedSample(index=index, record_id=str(index), **fields, **places)
+
+
+def test_places_in_a_sample_become_places_in_the_batch():
+    batch = collate(
+        [
+            marked(1, 3, 4, box_places=[1, 2], word_places=[0, 3], areas=[[1, 2]]),
+            marked(2, 2, 5, box_places=[0], word_places=[], areas=[]),
+            marked(3, 0, 2, None, box_places=[], word_places=[1], areas=[[3, 4], [5, 6]]),
+        ],
+        MarkedBatch,
+    )
+    assert batch.box_places.values.tolist() == [1, 2, 3]
+    assert (batch.box_places.lengths.sizes, batch.word_places.lengths.sizes) == ((2, 1, 0), (2, 0, 1))
+    assert batch.word_places.values.tolist() == [0, 3, 10]
+    assert (batch.areas.lengths.sizes, batch.areas.values.shape[0]) == ((1, 0, 2), 3)
+    assert batch.to("cpu").areas.values.tolist() == batch.areas.values.tolist()
+
+
+def test_texts_alone_stand_behind_the_pictures():
+    batch = collate(
+        [sample(5, 1, (2, 3), (2, 3), sequence(1)), sample(6, 0, None, (0, 0), sequence(2))], Batch
+    )
+    assert (batch.images.shape, batch.num_boxes.sizes) == ((1, 3, 2, 3), (1, 0))
+    with pytest.raises(AssertionError, match="texts alone come last"):
+        collate([sample(6, 0, None, (0, 0), sequence(2)), sample(5, 1, (2, 3), (2, 3), sequence(1))], Batch)

@@ -41,7 +41,7 @@ class Squares(VisualLinguisticDataset[Sample]):
 
 def loader(num_workers, bad=(), start="fork"):
     batches = EpochBatches(7, 2, shuffle=True, seed=3)
-    built = build_loader(Squares(bad), batches, batch_type=Batch, num_workers=num_workers, pin_memory=True)
+    built = build_loader([Squares(bad)], batches, batch_type=Batch, num_workers=num_workers, pin_memory=True)
     if num_workers:
         built.multiprocessing_context = start
     return built, batches

@@ -11,8 +11,9 @@ import torch
 from common.data.packed_regions import HEADER_BYTES, PackedHeader, PackedRegions
 from common.data.packed_writer import PackedWriter
 from common.data.region_json import json_regions
-from common.data.regions import RegionStore, place_name
+from common.data.regions import RegionFiles, RegionStore, place_name, place_of
 from common.errors import DataError
+from scripts.pack_regions import pack
 
 F = 6
 
@@ -240,8 +241,71 @@ def test_missing_places_are_named_at_once(tmp_path):
         RegionStore(str(tmp_path / "none"))
 
 
+@pytest.mark.parametrize("form", ["folder", "zip", "packed"])
+def test_files_by_path(places, form):
+    place, packed = places[form]
+    files = pickle.loads(pickle.dumps(RegionFiles(packed, feature_dim=F)))
+    path = f"{place}/9.json"
+    files.check(path)
+    two = files.read(path, features=True, classes=True)
+    assert two.boxes.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert two.features[1].tolist() == [6.5, 7.5, 8.5, 9.5, 10.5, 11.5]
+    assert two.classes.tolist() == [[0, 0.125, 0.25], [0.375, 0.5, 0.625]]
+    assert files.read(path, features=False).features is None
+
+
+def test_places_of_files_are_checked(places, tmp_path):
+    RegionFiles(feature_dim=F).check(f"{places['zip'][0]}/nothing.json")
+    with pytest.raises(DataError, match="none: no such folder"):
+        RegionFiles().check(f"{tmp_path}/none/9.json")
+    with pytest.raises(DataError, match=r"none\.zip: no such file"):
+        RegionFiles().check(f"{tmp_path}/none.zip@/9.json")
+    files = RegionFiles(places["packed"][1], feature_dim=F)
+    for method in (files.check, lambda path: files.read(path, features=True)):
+        with pytest.raises(DataError, match=r"other: not packed; .*packed from set"):
+            method("d/other/9.json")
+    with pytest.raises(DataError, match="packed, image 7: not in this file"):
+        files.read("d/set/7.json", features=True)
+
+
+def test_of_several_packed_files_the_folder_tells_which(places, tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/9.json").write_text(json.dumps(record(1)))
+    header = PackedHeader(dtype="float32", feature_dim=F)
+    pack([str(tmp_path / "more")], tmp_path / "second", header)
+    files = RegionFiles(f"{places['packed'][1]}+{tmp_path}/second", feature_dim=F)
+    for path, count in (("a/set/9.json", 2), ("more/9.json", 1), ("b/more.2.zip@/9.json", 1)):
+        assert len(files.read(path, features=True).boxes) == count
+
+
 @pytest.mark.parametrize(
-    "place", ["d/set", "d/set/", "d/set.zip@/set", "d/set.zip@/", "d/set.zip", "x.zip@/a/set"]
+    ("path", "place"),
+    [
+        ("a/b/c.json", "a/b"),
+        ("c.json", "."),
+        ("a/b.zip@/c.json", "a/b.zip@/"),
+        ("a/b.zip@/c/d.json", "a/b.zip@/c"),
+        ("b.zip@c.json", "b.zip@/"),
+    ],
 )
+def test_place_of_a_file(path, place):
+    assert place_of(path) == place
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "d/set", "d/set/", "d/set.zip@/set", "d/set.zip@/", "d/set.zip", "x.zip@/a/set",
+        "d/set.0.zip", "d/set.3.zip@/", "set.1.zip@",
+    ],
+)  # fmt: skip
 def test_place_name(place):
     assert place_name(place) == "set"
+
+
+def test_names_of_other_places():
+    assert [place_name(place) for place in ("d/set.4.zip", "set.1", "a.0.zip@/b.2")] == [
+        "set.4",
+        "set.1",
+        "b.2",
+    ]

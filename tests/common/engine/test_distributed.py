@@ -20,7 +20,7 @@ def toy_loader(task, batch_size, training):
     dataset = task.build_dataset("train")
     ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     batches = EpochBatches(len(dataset), batch_size, shuffle=training, seed=1, pad=training, **ranks)
-    return build_loader(dataset, batches, batch_type=dataset.batch_type, num_workers=0, pin_memory=False)
+    return build_loader([dataset], batches, batch_type=dataset.batch_type, num_workers=0, pin_memory=False)
 
 
 def train(batch_size):

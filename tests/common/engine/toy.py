@@ -13,7 +13,7 @@ from common.config import ExperimentConfig, parse_config
 from common.data.dataset import VisualLinguisticDataset
 from common.engine.metrics import Ratio
 from common.engine.optim import build_optimizer, build_schedule
-from common.engine.task import Task
+from common.engine.task import PredictingTask
 from common.engine.trainer import Trainer, updates_per_epoch
 from common.modeling.pretrained import LoadReport
 
@@ -59,7 +59,7 @@ class ToyDataset(VisualLinguisticDataset[ToySample]):
         )
 
 
-class ToyTask(Task):
+class ToyTask(PredictingTask):
     name = "toy"
     config_class = ExperimentConfig
     best_metric = "Acc"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from common.batch import Batch, Lengths, Text
+from common.batch import Batch, Lengths, Ragged, Text
 from common.modeling.fast_rcnn import COORDINATE_DIM, FastRCNN, ImageNormalizer
 
 
@@ -54,6 +54,18 @@ def test_bytes_are_normalised_inside_the_picture_only():
     assert out[0, :, 1, 0].tolist() == [0, 0, 0]
     assert torch.equal(normalize(out, torch.ones(1, 2)), out)
     assert not normalize.state_dict()
+
+
+def test_blank_areas_are_zero():
+    normalize = ImageNormalizer((1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
+    images = torch.full((2, 3, 4, 5), 3, dtype=torch.uint8)
+    areas = torch.tensor([[1, 0, 2, 1], [4, 3, 9, 9], [0, 2, 0, 2]])
+    blanks = Ragged(Lengths.of([2, 1, 0]), areas)  # the last row is a text
+    first, second = normalize(images, torch.tensor([[5.0, 4.0], [5.0, 3.0]]), blanks)[:, 0].tolist()
+    assert first == [[2, 0, 0, 2, 2], [2, 0, 0, 2, 2], [2, 2, 2, 2, 2], [2, 2, 2, 2, 0]]
+    assert second == [[2, 2, 2, 2, 2], [2, 2, 2, 2, 2], [0, 2, 2, 2, 2], [0, 0, 0, 0, 0]]
+    none = Ragged(Lengths.of([0, 0]), areas[:0])
+    assert normalize(images, torch.tensor([[5.0, 4.0]] * 2), none).min() == 2
 
 
 def test_instance_masks_cut_the_mean():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from common.modeling.losses import choice_bce, mean_or_zero, soft_cross_entropy
+from common.batch import Lengths
+from common.modeling.losses import choice_bce, mean_or_zero, sample_mean, soft_cross_entropy
 
 LOGITS = torch.arange(20.0).view(4, 5) / 7
 TARGET = torch.zeros(4, 5)
@@ -45,3 +46,20 @@ def test_mean_of_nothing_is_zero():
     nothing = torch.zeros(0, requires_grad=True)
     mean_or_zero(nothing).backward()
     assert mean_or_zero(torch.tensor([1.0, 3.0])).item() == 2
+
+
+def test_mean_of_samples_by_the_number_of_the_spec():
+    logits = (torch.arange(24.0) / 10).view(2, 3, 4)[0]
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor([1, 0, 2]), reduction="none")
+    labelled = torch.tensor([True, False, True])
+    assert sample_mean(loss, labelled, Lengths.of([3, 0])).item() == pytest.approx(1.392327, abs=1e-6)
+
+
+def test_every_sample_counts_the_same():
+    loss = torch.tensor([1.0, 2.0, 3.0, 9.0, 7.0])
+    labelled = torch.tensor([True, True, True, False, True])
+    found = sample_mean(loss, labelled, Lengths.of([3, 1, 0, 1]))
+    assert found.item() == pytest.approx((2 + 7) / 2, rel=1e-3)
+    nothing = sample_mean(loss[:0].requires_grad_(), labelled[:0], Lengths.of([0]))
+    nothing.backward()
+    assert nothing == 0

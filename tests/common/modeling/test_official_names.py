@@ -11,13 +11,14 @@ import torch
 
 from common.config import load_config
 from common.modeling.official_names import OfficialNames
+from pretrain.task import PretrainTask
 from refcoco.task import RefCOCOTask
 from vcr.task import VCRTask
 from vqa.task import VQATask
 
 ROOT = Path(__file__).parents[3]
 NAMES = OfficialNames((("vlbert.", "vlbert._module."),))
-TASKS = {task.name: task for task in (VCRTask, VQATask, RefCOCOTask)}
+TASKS = {task.name: task for task in (VCRTask, VQATask, RefCOCOTask, PretrainTask)}
 MANIFESTS = sorted(path for name in TASKS for path in (ROOT / "tests/manifests").glob(f"{name}__*.json"))
 
 

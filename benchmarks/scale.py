@@ -1,0 +1,212 @@
+"""Millions of captions and lines of text: what it costs to open and to read them.
+
+`python -m benchmarks.scale` writes captions and a text corpus in two files, of random words, to a temporary folder (by
+default 5.2 GB), opens them for the first time, then again in a fresh process, and there reads random items as a
+training does: records, regions, words, masks, batches. All records share the packed regions of 64 pictures. Memory is
+told by Linux: resident (pages shared with other processes count in each of them), what of that is anonymous (not pages
+of files), and what is a process's own (what one more worker costs); "libraries alone" is before anything is opened. The
+files were just written, so the operating system has them in memory: the table is about work, not about disks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.report import Row, machine, publish
+from common.config import load_config
+from common.data.index import LineIndex
+from common.data.packed_regions import PackedHeader
+from common.data.packed_writer import PackedWriter
+from common.data.region_json import COLUMNS, Regions
+from common.data.tokenization import SPECIAL_TOKENS
+from common.engine.build import build_split
+from common.engine.main import run
+from common.engine.trainer import batches_of
+from pretrain.config import PretrainConfig
+from pretrain.task import PretrainTask
+
+ROOT = Path(__file__).resolve().parent.parent
+CFG = ROOT / "cfgs/pretrain/base_prec_4x16G_fp32.yaml"
+VOCABULARY = 30_522
+PICTURES = 64
+FEATURE_DIM = 2048
+BLOCK_LINES = 1 << 16
+CAPTIONS, CORPUS = "train_frcnn.json", ("one.doc", "two.doc")
+
+CHILD = "import sys; from benchmarks.scale import read; read(*sys.argv[1:])"
+
+
+def write_vocabulary(path: Path, rng: np.random.Generator) -> list[str]:
+    """Writes a vocabulary of BERT's size; returns its words, made up of letters."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    pieces = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters)]
+    words: dict[str, None] = {}
+    while len(words) < VOCABULARY - len(pieces):
+        words["".join(rng.choice(letters, rng.integers(2, 10)))] = None
+    path.parent.mkdir()
+    path.write_text("\n".join([*pieces, *words]) + "\n", encoding="utf-8")
+    return list(words)
+
+
+def sentences(words: Sequence[str], count: int, rng: np.random.Generator) -> list[list[str]]:
+    """Draws sentences of 4 to 20 words, of which the first ones of the vocabulary are frequent."""
+    lengths = rng.integers(4, 21, count)
+    drawn = iter((len(words) * rng.random(lengths.sum()) ** 3).astype(int).tolist())
+    return [[words[place] for place in itertools.islice(drawn, length)] for length in lengths.tolist()]
+
+
+def write_repeated(path: Path, block: Sequence[bytes], count: int) -> None:
+    """Writes `count` lines by repeating those of a block."""
+    whole, rest = divmod(count, len(block))
+    data = b"".join(block)
+    with path.open("wb") as file:
+        for _ in range(whole):
+            file.write(data)
+        file.write(b"".join(block[:rest]))
+
+
+def write_regions(path: Path, rng: np.random.Generator) -> None:
+    """Packs pictures with 10 to 100 random regions."""
+    header = PackedHeader(dtype="float16", feature_dim=FEATURE_DIM, classes=True, sources=("train_frcnn",))
+    with path.open("w+b") as file:
+        writer = PackedWriter(file, header)
+        for picture in range(PICTURES):
+            count = int(rng.integers(10, 101))
+            corners = np.sort(rng.uniform(0, 480, (count, 2, 2)), axis=1).reshape(count, 4)
+            scores = rng.exponential(1, (count, COLUMNS)) ** 4
+            parts = (
+                corners,
+                rng.exponential(0.5, (count, FEATURE_DIM)),
+                scores / scores.sum(1, keepdims=True),
+            )
+            boxes, features, classes = (torch.from_numpy(part).float() for part in parts)
+            writer.add(f"{picture:08d}", Regions(boxes, features, None, (640, 480), classes))
+        writer.finish(0)
+
+
+def write_world(root: Path, captions: int, lines: int) -> None:
+    """Writes vocabulary, regions, captions and corpus."""
+    rng = np.random.default_rng(0)
+    words = write_vocabulary(root / "bert" / "vocab.txt", rng)
+    write_regions(root / "regions", rng)
+    texts = sentences(words, BLOCK_LINES, rng)
+    records = (
+        {
+            "image": f"train_image.zip@/{number:08d}.jpg",
+            "caption": text,
+            "frcnn": f"train_frcnn.zip@/{number % PICTURES:08d}.json",
+        }
+        for number, text in enumerate(texts)
+    )
+    write_repeated(root / CAPTIONS, [json.dumps(record).encode() + b"\n" for record in records], captions)
+    block = [" ".join(text).encode() + b" .\n" for text in texts]
+    for name, count in zip(CORPUS, (lines - lines // 2, lines // 2), strict=True):
+        write_repeated(root / name, block, count)
+
+
+def open_task(root: str, workers: int) -> PretrainTask:
+    """The pre-training of VL-BERT base with features, on the files in `root`."""
+    corpus = "+".join(f"{root}/{name}" for name in CORPUS)
+    overrides = [
+        f"DATASET.0.DATASET_PATH={root}",
+        f"DATASET.0.PACKED_REGIONS={root}/regions",
+        f"DATASET.1.TRAIN_ANNOTATION_FILE={corpus}",
+        f"NETWORK.BERT_MODEL_NAME={root}/bert",
+        f"NUM_WORKERS_PER_GPU={workers}",
+    ]
+    return PretrainTask(load_config(PretrainConfig, CFG, overrides))
+
+
+def memory(who: str, process: int) -> dict[str, float]:
+    """Memory of a process in MB: resident, what of it is anonymous, and what no other process shares."""
+    fields = (line.split() for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:])
+    size = {name: 1024 * int(kilobytes) / 1e6 for name, kilobytes, *_ in fields}
+    return {
+        f"{who}: resident MB": size["Rss:"],
+        f"{who}: anonymous MB": size["Anonymous:"],
+        f"{who}: its own MB": size["Private_Dirty:"] + size["Private_Clean:"],
+    }
+
+
+def read(root: str, workers: str, num_batches: str, began: str) -> None:
+    """Opens what `root` holds, reads batches in random order and writes what that cost to `measured.json`.
+
+    Args:
+        root: folder of `write_world`.
+        workers: loader processes.
+        num_batches: joint batches of 32 captions and 32 texts, after the first one.
+        began: `time.time()` when this process was started.
+    """
+    opening = time.time()
+    libraries = memory("libraries alone", os.getpid())
+    loader = build_split(open_task(root, int(workers)), "train")
+    opened = time.time()
+    batches = itertools.islice(batches_of(loader, epoch=0), int(num_batches) + 1)
+    next(batches)
+    start, samples = time.perf_counter(), sum(batch.num_samples for batch in batches)
+    seconds = time.perf_counter() - start
+    measured = {
+        "second run: s until all is open": opened - float(began),
+        "second run: s of opening": opened - opening,
+        "samples": samples,
+        "samples/s": samples / seconds,
+        **libraries,
+        **memory("main process", os.getpid()),
+    }
+    for number, worker in enumerate(multiprocessing.active_children(), start=1):
+        assert worker.pid, "it was started"
+        measured |= memory(f"worker {number}", worker.pid)
+    Path(root, "measured.json").write_text(json.dumps(measured), encoding="utf-8")
+
+
+def measure(root: Path, workers: int, num_batches: int) -> dict[str, float]:
+    """Opens what `root` holds for the first time, and lets a fresh process read it."""
+    measured: dict[str, float] = {}
+    for name in (CAPTIONS, *CORPUS):
+        path = root / name
+        began = time.perf_counter()
+        lines = LineIndex(str(path))
+        seconds = time.perf_counter() - began
+        measured |= {
+            f"{name}: lines": len(lines),
+            f"{name}: MB": path.stat().st_size / 1e6,
+            f"{name}: first run, s of indexing": seconds,
+        }
+    command = [sys.executable, "-c", CHILD, str(root), str(workers), str(num_batches), str(time.time())]
+    subprocess.run(command, cwd=ROOT, check=True)
+    read_by_it: dict[str, float] = json.loads((root / "measured.json").read_text(encoding="utf-8"))
+    return measured | read_by_it
+
+
+def main() -> None:
+    """Writes, measures and publishes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--captions", type=int, default=3_300_000, help="records (default %(default)s)")
+    parser.add_argument("--lines", type=int, default=50_000_000, help="of the corpus (default %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes (default %(default)s)")
+    parser.add_argument("--batches", type=int, default=500, help="batches to read (default %(default)s)")
+    parser.add_argument("--folder", type=Path, help="where to put the files (default: that of the system)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as root:
+        write_world(Path(root), arguments.captions, arguments.lines)
+        measured = measure(Path(root), arguments.workers, arguments.batches)
+    rows: list[Row] = [{"what": what, "number": number} for what, number in measured.items()]
+    publish(rows, arguments.json, machine=machine())
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

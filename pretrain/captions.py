@@ -1,0 +1,336 @@
+"""Pictures with captions: Conceptual Captions with the regions of a detector, COCO with annotated ones.
+
+Data spec 1.6, 1.7, 4.4, 4.5.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from abc import abstractmethod
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+from torch import Tensor
+
+from common.config_types import Split
+from common.data.coco import CLASS_NAMES, CocoIndex, first_captions
+from common.data.masking import mask_regions, truncated_lengths
+from common.data.picture import Picture, read_picture
+from common.data.regions import RegionFiles, Regions, place_of
+from common.data.store import JsonLines, Store
+from common.data.tokenization import Tokenizer
+from common.data.transforms import place_boxes
+from common.errors import ConfigError, DataError, did_you_mean
+from pretrain.config import PretrainConfig, PretrainDatasetConfig
+from pretrain.dataset import PretrainDataset, PretrainSample, int64, plain_text
+
+SPLITS = ["train", "val"]
+COCO_YEAR = 2017
+OWN_CAPTIONS = 0.5
+"""Share of pictures that keep their caption where `NETWORK.WITH_REL_LOSS` is on."""
+
+
+class Captioned(NamedTuple):
+    """A picture and its caption.
+
+    Attributes:
+        name: the id by which users know the record.
+        image: path of the picture.
+        caption: what is said of it.
+        regions: path of its region file; empty where regions are annotated.
+    """
+
+    name: str
+    image: str
+    caption: str
+    regions: str = ""
+
+
+class PictureDataset(PretrainDataset):
+    """Pictures with captions. Subclasses say what is where.
+
+    Args:
+        config: the experiment.
+        data: the entry of `DATASET` that describes it, the first.
+        split: train or val.
+        tokenizer: BERT's.
+
+    Raises:
+        ConfigError: there is no such split.
+        DataError: a file is missing, or a record of it is wrong.
+    """
+
+    def __init__(
+        self, config: PretrainConfig, data: PretrainDatasetConfig, split: Split, tokenizer: Tokenizer
+    ) -> None:
+        super().__init__(config, data, split, tokenizer)
+        self._image_set = data.image_set(split)
+        if self._image_set not in SPLITS:
+            key = f"{config.dataset_keys[0]}.{split.upper()}_IMAGE_SET"
+            hint = did_you_mean(self._image_set, SPLITS)
+            raise ConfigError(f'{key}: "{self._image_set}": no such split{hint}; use {" or ".join(SPLITS)}')
+        self._scales = config.SCALES
+        self._flip_prob = config.loop(split).FLIP_PROB
+        self._store = Store()
+
+    @abstractmethod
+    def captioned(self, index: int) -> Captioned:
+        """Reads a record."""
+
+    @abstractmethod
+    def regions(self, record: Captioned) -> Regions:
+        """Reads the regions of a picture with their class scores, the most important one first."""
+
+    def load(self, index: int, rng: random.Random) -> PretrainSample:
+        """Reads one picture.
+
+        Draws `random()` for a flip and for the caption, `randrange(len(self))` until it is another caption where
+        one is wanted, then as `mask_words` and `mask_regions` do.
+        """
+        record = self.captioned(index)
+        flipped = rng.random() < self._flip_prob
+        other = self._draw_caption(index, rng)
+        text = self.masked(self._words(record if other == index else self.captioned(other)), rng)
+        found = self.regions(record)
+        hidden, labelled = self._mask(found, rng)
+        picture = self._picture(record, found, flipped)
+        boxes, features = self._with_whole(found, picture, hidden)
+        boxes = place_boxes(boxes, picture.im_info, flipped=flipped)
+        # The whole image is neither hidden nor classified.
+        whole = torch.zeros(len(boxes) - len(hidden), dtype=torch.bool)
+        hidden, labelled = torch.cat([whole, hidden]), torch.cat([whole, labelled])
+        length, count = truncated_lengths(len(text.ids) + 2, len(boxes), self._data.SEQ_LEN)
+        text = text.first(length - 2)
+        region_places = labelled[:count].nonzero()[:, 0]
+        return PretrainSample(
+            index=index,
+            record_id=record.name,
+            image=picture.pixels,
+            canvas=picture.size[::-1],
+            im_info=picture.im_info,
+            boxes=boxes[:count],
+            texts=(plain_text([self._tokenizer.cls_id, *text.ids, self._tokenizer.sep_id]),),
+            box_features=None if features is None else features[:count],
+            relationship=int64([other == index]),
+            word_places=int64(text.places) + 1,
+            word_labels=int64(text.labels),
+            region_places=region_places,
+            region_labels=self._labels(found, region_places - len(whole)),
+            hidden=hidden[:count],
+            blanks=boxes[hidden].long() if self.blanks_pixels else None,
+        )
+
+    def _draw_caption(self, index: int, rng: random.Random) -> int:
+        """Returns whose caption the picture gets: in half of the cases another's, if these are to be told apart."""
+        other = index
+        if rng.random() >= OWN_CAPTIONS and self._network.WITH_REL_LOSS:
+            while other == index:
+                other = rng.randrange(len(self))
+        return other
+
+    def _words(self, record: Captioned) -> list[str]:
+        words = self._tokenizer.basic(record.caption)
+        if not words:
+            raise DataError(f"the caption of {record.name} has no word")
+        return words
+
+    def _mask(self, found: Regions, rng: random.Random) -> tuple[Tensor, Tensor]:
+        """Returns which of n regions the model must not see, and which it must classify, both (n,) bool."""
+        count = len(found.boxes)
+        if not self._network.WITH_MVRC_LOSS:
+            return torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
+        assert found.classes is not None
+        if count and found.classes.shape[1] != self.num_classes:
+            raise DataError(
+                f"its regions have {found.classes.shape[1]} class scores; NETWORK.VLBERT.visual_region_classes is "
+                f"{self.num_classes}"
+            )
+        hidden, labelled = mask_regions(count, rng)
+        return torch.tensor(hidden, dtype=torch.bool), torch.tensor(labelled, dtype=torch.bool)
+
+    def _picture(self, record: Captioned, found: Regions, flipped: bool) -> Picture:
+        """Reads the picture, or places it by the size that its regions refer to."""
+        if not self.reads_pixels and found.size is None:
+            raise DataError(f"{record.regions}: has no image_w and image_h")
+        picture = read_picture(
+            self._store,
+            record.image,
+            self._scales,
+            flipped=flipped,
+            decode=self.reads_pixels,
+            original=None if self.reads_pixels else found.size,
+        )
+        if found.size not in (None, picture.original):
+            raise DataError(
+                f"{record.image}: has {picture.original} pixels (width, height), but its regions are of a picture "
+                f"of {found.size}"
+            )
+        return picture
+
+    def _with_whole(self, found: Regions, picture: Picture, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns boxes (n, 4) in original pixels, the whole image first, and their features (n, F) if any."""
+        boxes, features = found.boxes, found.features
+        if not self._data.ADD_IMAGE_AS_A_BOX:
+            if not len(boxes):
+                raise DataError("it has no regions, and DATASET.ADD_IMAGE_AS_A_BOX is off")
+            return boxes, features
+        if features is not None:
+            whole = features.mean(dim=0) if len(features) else features.new_zeros(features.shape[1])
+            if self._network.WITH_MVRC_LOSS:
+                whole = without_hidden(whole, features, hidden)
+            features = torch.cat([whole[None], features])
+        return torch.cat([boxes.new_tensor([picture.whole]), boxes]), features
+
+    def _labels(self, found: Regions, chosen: Tensor) -> Tensor:
+        """Returns the class scores (r, C) of the chosen regions."""
+        if not len(chosen):
+            return torch.zeros(0, self.num_classes)
+        assert found.classes is not None
+        return found.classes[chosen]
+
+
+def without_hidden(whole: Tensor, features: Tensor, hidden: Tensor) -> Tensor:
+    """Takes what must not be seen out of the feature of the whole image (data spec 4.4 step 7).
+
+    Args:
+        whole: (F,) mean of all features.
+        features: (n, F) those of the regions.
+        hidden: (n,) bool.
+
+    Returns:
+        (F,), zeros where nothing is left.
+    """
+    seen = len(features) - int(hidden.sum())
+    if not seen:
+        return torch.zeros_like(whole)
+    return (whole * len(features) - features[hidden].sum(dim=0)) / (seen + 1e-5)
+
+
+def _not_one_text(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError("must be a list of words, not one text")
+    return value
+
+
+class CaptionRecord(BaseModel):
+    """A line of `{split}_frcnn.json`; other fields are ignored."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    image: str
+    caption: Annotated[list[str], BeforeValidator(_not_one_text)]
+    frcnn: str
+
+
+def plain_path(path: str) -> str:
+    """Turns a path in an archive (`x.zip@/y`) into that of the unpacked file (`x/y`)."""
+    return path.replace(".zip@", "")
+
+
+def plain_region_path(path: str) -> str:
+    """`plain_path` of a region file, whose archive may be one of four parts: `x.0.zip@/y` was unpacked to `x/y`."""
+    return plain_path(re.sub(r"\.[0-3](?=\.zip@)", "", path))
+
+
+class CaptionDataset(PictureDataset):
+    """Conceptual Captions (data spec 1.6, 4.4). Records and region files are read when asked for."""
+
+    def __init__(
+        self, config: PretrainConfig, data: PretrainDatasetConfig, split: Split, tokenizer: Tokenizer
+    ) -> None:
+        super().__init__(config, data, split, tokenizer)
+        self._records = JsonLines(
+            f"{data.DATASET_PATH}/{self._image_set}_frcnn.json", CaptionRecord, self._cache
+        )
+        self._region_files = RegionFiles(data.PACKED_REGIONS)
+        if len(self) < 2 and self._network.WITH_REL_LOSS:
+            raise DataError(f"{self._records.path}: has one caption; NETWORK.WITH_REL_LOSS needs another one")
+        if self.on_bad_data == "raise":
+            self._check_places(self.captioned(0))
+
+    def _check_places(self, record: Captioned) -> None:
+        self._region_files.check(record.regions)
+        if self.reads_pixels:
+            Store([place_of(record.image)])
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def record_id(self, index: int) -> str:
+        """Returns the picture as the record names it; the number of a record that cannot be read."""
+        try:
+            return self._records[index].image
+        except DataError:
+            return str(index)
+
+    def captioned(self, index: int) -> Captioned:
+        """Reads a line."""
+        record = self._records[index]
+        image, regions = record.image, record.frcnn
+        if not self._data.ZIP_MODE:
+            image, regions = plain_path(image), plain_region_path(regions)
+        root = self._data.DATASET_PATH
+        return Captioned(record.image, f"{root}/{image}", " ".join(record.caption), f"{root}/{regions}")
+
+    def regions(self, record: Captioned) -> Regions:
+        """Reads a region file; the region comes first whose class, or background, is surest."""
+        found = self._region_files.read(record.regions, features=not self.reads_pixels, classes=True)
+        assert found.classes is not None
+        order = found.classes.amax(dim=1).argsort(descending=True, stable=True)
+        return found._replace(
+            boxes=found.boxes[order],
+            features=None if found.features is None else found.features[order],
+            classes=found.classes[order],
+        )
+
+
+class CocoCaptionDataset(PictureDataset):
+    """The first caption of every picture of COCO 2017 in which something is annotated (data spec 1.7, 4.5)."""
+
+    def __init__(
+        self, config: PretrainConfig, data: PretrainDatasetConfig, split: Split, tokenizer: Tokenizer
+    ) -> None:
+        super().__init__(config, data, split, tokenizer)
+        root, name = data.DATASET_PATH, f"{self._image_set}{COCO_YEAR}"
+        self._images = f"{root}/{name}.zip@/{name}" if data.ZIP_MODE else f"{root}/{name}"
+        self._store = Store([self._images])
+        instances, captions = (f"{root}/annotations/{kind}_{name}.json" for kind in ("instances", "captions"))
+        self._coco = CocoIndex(instances)
+        self._captions = first_captions(captions)
+        self._ids = self._coco.annotated_images()
+        if not len(self._ids):
+            raise DataError(f"{instances}: has no annotation")
+        for image_id in self._ids.tolist():
+            if image_id not in self._captions:
+                raise DataError(f"{captions}: has no caption of image {image_id} of {instances}")
+            if not self._coco.file_name(image_id):
+                raise DataError(f"{instances}: image {image_id} has no file_name")
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def record_id(self, index: int) -> str:
+        """Returns the number of the image."""
+        return str(self._ids[index])
+
+    def captioned(self, index: int) -> Captioned:
+        """Looks up an image."""
+        image_id = int(self._ids[index])
+        path = f"{self._images}/{self._coco.file_name(image_id)}"
+        return Captioned(str(image_id), path, self._captions[image_id])
+
+    def regions(self, record: Captioned) -> Regions:
+        """Looks up the annotated boxes, in the order of the file."""
+        image_id = int(record.name)
+        corners, sides = np.hsplit(self._coco.boxes(image_id), 2)
+        return Regions(
+            boxes=torch.from_numpy(np.hstack([corners, corners + (sides - 1).clip(min=0)])).float(),
+            features=None,
+            image_feature=None,
+            size=self._coco.size(image_id),
+            classes=F.one_hot(torch.from_numpy(self._coco.classes(image_id)), len(CLASS_NAMES)).float(),
+        )

@@ -1,0 +1,95 @@
+"""Text without pictures: lines of text files, whose words are to be restored (data spec 1.8, 4.6)."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+from common.config_types import Split
+from common.data.index import TextLines
+from common.data.tokenization import Tokenizer
+from common.errors import ConfigError, DataError
+from pretrain.config import PretrainConfig, PretrainDatasetConfig
+from pretrain.dataset import PretrainDataset, PretrainSample, int64, plain_text
+
+FEATURE_DIM = 2048
+
+
+class CorpusDataset(PretrainDataset):
+    """The lines of the text files of a split, without `[CLS]` and `[SEP]`.
+
+    A line with fewer words than `MIN_SEQ_LEN` is continued by the lines after it, the last one by the first, and cut
+    to `SEQ_LEN` word pieces. Every text has a word.
+
+    Args:
+        config: the experiment.
+        data: the entry of `DATASET` that describes it.
+        split: train or val.
+        tokenizer: BERT's.
+        source: which entry of `DATASET` that is.
+
+    Raises:
+        ConfigError: no file is named.
+        DataError: a file is missing or empty.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        data: PretrainDatasetConfig,
+        split: Split,
+        tokenizer: Tokenizer,
+        source: int,
+    ) -> None:
+        super().__init__(config, data, split, tokenizer)
+        self._paths = data.annotation_file(split)
+        if not self._paths:
+            key = f"{config.dataset_keys[source]}.{split.upper()}_ANNOTATION_FILE"
+            raise ConfigError(f"{key}: must name a text file, or several joined with +")
+        self._lines = TextLines(self._paths, self._cache)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def record_id(self, index: int) -> str:
+        """Returns the number of the line; blank ones do not count."""
+        return str(index)
+
+    def load(self, index: int, rng: random.Random) -> PretrainSample:
+        """Reads a text; draws as `mask_words` does."""
+        text = self.masked(self._words(index), rng).first(self._data.SEQ_LEN)
+        return PretrainSample(
+            index=index,
+            record_id=self.record_id(index),
+            image=None,
+            canvas=(0, 0),
+            im_info=torch.zeros(4),
+            boxes=torch.zeros(0, 4),
+            texts=(plain_text(text.ids),),
+            box_features=None if self.reads_pixels else torch.zeros(0, FEATURE_DIM),
+            relationship=int64([]),
+            word_places=int64(text.places),
+            word_labels=int64(text.labels),
+            region_places=int64([]),
+            region_labels=torch.zeros(0, self.num_classes),
+            hidden=torch.zeros(0, dtype=torch.bool),
+            blanks=int64([]).view(0, 4) if self.blanks_pixels else None,
+        )
+
+    def _words(self, start: int) -> list[str]:
+        """Words from line `start` on: no more than can be kept, as each has a piece."""
+        limit = self._data.SEQ_LEN
+        needed = max(1, min(self._data.MIN_SEQ_LEN, limit))
+        words: list[str] = []
+        line = start
+        while len(words) < needed:
+            # At spaces first: of a long paragraph only the beginning is looked at.
+            for part in self._lines[line % len(self)].split(" "):
+                words += self._tokenizer.basic(part)
+                if len(words) >= limit:
+                    return words[:limit]
+            line += 1
+            if not words and line == start + len(self):
+                raise DataError(f"{self._paths}: has no word in {len(self)} lines")
+        return words

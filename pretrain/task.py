@@ -1,0 +1,126 @@
+"""Pre-training as the engine sees it: losses, metrics, and which data are read together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.batch import Lengths
+from common.config import ExperimentConfig
+from common.config_types import Split
+from common.data.dataset import VisualLinguisticDataset
+from common.engine.metrics import Ratio, accuracy, mvrc_accuracy
+from common.engine.task import Task
+from common.modeling.losses import is_distribution, mean_or_zero, sample_mean, soft_cross_entropy
+from pretrain.captions import CaptionDataset, CocoCaptionDataset
+from pretrain.config import ATTENTION, PretrainConfig
+from pretrain.corpus import CorpusDataset
+from pretrain.dataset import PretrainBatch, PretrainSample
+from pretrain.model import PretrainOutputs, ResNetVLBERTForAttentionVis, ResNetVLBERTForPretraining
+
+
+class LabelledWords(NamedTuple):
+    """The labelled words of the samples with a picture, or of the texts alone.
+
+    Attributes:
+        suffix: of their loss: `_wvc` (with visual context) or `_aux` where both kinds are trained.
+        logits: (M, V).
+        labels: (M,) int64.
+        lengths: labelled words of each sample.
+    """
+
+    suffix: str
+    logits: Tensor
+    labels: Tensor
+    lengths: Lengths
+
+
+CAPTIONS = {"conceptual_captions": CaptionDataset, "coco_captions": CocoCaptionDataset}
+
+
+class PretrainTask(Task[PretrainConfig, PretrainBatch, PretrainOutputs]):
+    """Restoring hidden words and regions, of pictures with captions and of texts beside them."""
+
+    name = "pretrain"
+    config_class: ClassVar[type[ExperimentConfig]] = PretrainConfig
+    validates_losses = True
+
+    @property
+    def best_metric(self) -> str:
+        """The accuracy of restored words, else of restored regions, else of the matching of captions."""
+        network = self.config.NETWORK
+        if network.WITH_MLM_LOSS:
+            return "MLMAccWVC" if self.config.multitask else "MLMAcc"
+        return "MVRCAccuracy" if network.WITH_MVRC_LOSS else "RelAcc"
+
+    def build_dataset(self, split: Split) -> VisualLinguisticDataset[PretrainSample]:
+        """Opens and checks the pictures and captions of one split."""
+        data = self.config.datasets[0]
+        return CAPTIONS[data.DATASET](self.config, data, split, self.tokenizer)
+
+    def build_datasets(self, split: Split) -> Sequence[VisualLinguisticDataset[PretrainSample]]:
+        """Opens and checks pictures and captions, and the texts that are read beside them."""
+        texts = [
+            CorpusDataset(self.config, data, split, self.tokenizer, source)
+            for source, data in enumerate(self.config.datasets[1:], start=1)
+        ]
+        return [self.build_dataset(split), *texts]
+
+    def build_model(self) -> nn.Module:
+        """Builds the network with its initial values."""
+        if self.config.MODULE == ATTENTION:
+            return ResNetVLBERTForAttentionVis.from_config(self.config)
+        return ResNetVLBERTForPretraining.from_config(self.config)
+
+    def losses(self, outputs: PretrainOutputs, batch: PretrainBatch) -> dict[str, Tensor]:
+        """The losses that are on; each is zero where nothing is labelled (spec model.md 7.4, 7.5)."""
+        losses = {}
+        if outputs.relationship_logits is not None:
+            logits = outputs.relationship_logits.float()
+            losses["relationship_loss"] = F.cross_entropy(logits, batch.relationship)
+        for words in self._words(outputs, batch):
+            loss = F.cross_entropy(words.logits.float(), words.labels, reduction="none")
+            if self.config.NETWORK.MLM_LOSS_NORM_IN_BATCH_FIRST:
+                loss = sample_mean(loss, torch.ones_like(loss, dtype=torch.bool), words.lengths)
+            else:
+                loss = mean_or_zero(loss)
+            losses[f"mlm_loss{words.suffix}"] = loss
+        if outputs.region_logits is not None:
+            logits, labels = outputs.region_logits, batch.region_labels
+            if self.config.NETWORK.MVRC_LOSS_NORM_IN_BATCH_FIRST:
+                loss = soft_cross_entropy(logits, labels, reduction="none")
+                losses["mvrc_loss"] = sample_mean(loss, is_distribution(labels), batch.region_places.lengths)
+            else:
+                losses["mvrc_loss"] = soft_cross_entropy(logits, labels)
+        return losses
+
+    def _words(self, outputs: PretrainOutputs, batch: PretrainBatch) -> Iterator[LabelledWords]:
+        """The words that count in each of the losses of the masked-word head."""
+        logits, labels, lengths = outputs.word_logits, batch.word_labels, batch.word_places.lengths
+        if logits is None:
+            return
+        if not self.config.multitask:
+            yield LabelledWords("", logits, labels, lengths)
+            return
+        pictures = batch.num_pictures
+        first, rest = (
+            Lengths(lengths.sizes[part], lengths.tensor[part])
+            for part in (slice(pictures), slice(pictures, None))
+        )
+        yield LabelledWords("_wvc", logits[: first.total], labels[: first.total], first)
+        yield LabelledWords("_aux", logits[first.total :], labels[first.total :], rest)
+
+    def metrics(self, outputs: PretrainOutputs, batch: PretrainBatch, split: Split) -> dict[str, Ratio]:
+        """How much of what was hidden is restored (spec train_eval.md 6)."""
+        found = {}
+        if outputs.relationship_logits is not None:
+            found["RelAcc"] = accuracy(outputs.relationship_logits, batch.relationship)
+        for words in self._words(outputs, batch):
+            found[f"MLMAcc{words.suffix.strip('_').upper()}"] = accuracy(words.logits, words.labels)
+        if outputs.region_logits is not None:
+            found["MVRCAccuracy"] = mvrc_accuracy(outputs.region_logits, batch.region_labels)
+        return found

@@ -1,0 +1,32 @@
+"""Evaluates a pre-trained model: its losses, and how much of what is hidden it restores, the same masks every time."""
+
+from __future__ import annotations
+
+import sys
+
+from common.engine import distributed
+from common.engine.build import build_split, load_model
+from common.engine.evaluator import evaluate
+from common.engine.main import checkpoint_parser, load_evaluation, run
+from common.engine.results import prepare_device, write_json
+from pretrain.task import PretrainTask
+
+
+def main() -> None:
+    """Reads the command line, runs the model, and writes and prints its metrics."""
+    flags = checkpoint_parser(
+        "Evaluate a pre-trained model.", "split of the captions, train or val (default: VAL_IMAGE_SET)"
+    )
+    args = flags.parse_args()
+    task, checkpoint, folder = load_evaluation(args, PretrainTask, "val")
+    device, precision = prepare_device(args, task.config.GPUS)
+    loader = build_split(task, "val")
+    found = evaluate(task, load_model(task, checkpoint, device), loader, device, "val", precision)
+    name = args.result_name or task.config.MODEL_PREFIX
+    write_json(folder / f"{name}_{task.config.datasets[0].VAL_IMAGE_SET}.json", [found])
+    if distributed.is_main():
+        sys.stdout.writelines(f"{name}\t{value:.6f}\n" for name, value in found.items())
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
