@@ -65,6 +65,32 @@ def gather_objects(value: ObjectT) -> list[ObjectT]:
     return gathered
 
 
+class DelayedMax:
+    """The largest of one number per rank, known one call late so that no rank ever waits for another.
+
+    The first call returns 0. Collective: every rank makes equally many calls.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: tuple[dist.Work, torch.Tensor] | None = None
+
+    def __call__(self, value: int) -> int:
+        """Returns the largest number of the call before; with a single process, `value`."""
+        if not is_distributed():
+            return value
+        largest = 0
+        if self._waiting is not None:
+            work, result = self._waiting
+            work.wait()
+            largest = int(result)
+        # On the host, so that the device is not waited for either.
+        sent = torch.tensor(value)
+        work = dist.all_reduce(sent, dist.ReduceOp.MAX, async_op=True)
+        assert work is not None, "asynchronous"
+        self._waiting = work, sent
+        return largest
+
+
 def launched_by_torchrun() -> bool:
     """Tells whether torchrun started this process."""
     return dist.is_available() and dist.is_torchelastic_launched()

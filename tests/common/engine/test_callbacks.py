@@ -8,10 +8,10 @@ from common.engine.callbacks import (
     Checkpointing,
     ProgressBar,
     Speedometer,
-    TensorBoard,
     Times,
     ValidationMonitor,
 )
+from common.engine.tensorboard import TensorBoard
 from common.modeling.pretrained import read_weights
 from tests.common.engine.toy import toy_batches, toy_config, toy_trainer
 
@@ -101,12 +101,16 @@ def test_tensorboard_tags(tmp_path):
 
 
 def fit(results, folder=None, frequent=1, metric="Acc", val_frequent=1):
+    config = toy_config(END_EPOCH=4)
     results = iter(results)
     monitor = ValidationMonitor(lambda: {"Acc": next(results), "Other": 0.0}, metric, val_frequent)
     callbacks = [monitor]
     if folder is not None:
-        callbacks.append(Checkpointing(folder, "net", frequent, monitor, {"config": "MODULE: x\n"}))
-    trainer = toy_trainer(toy_config(END_EPOCH=4), 1, callbacks)
+        keys = {"MODEL_PREFIX": "net", "CHECKPOINT_FREQUENT": frequent}
+        callbacks.append(
+            Checkpointing(folder, config.model_copy(update=keys), monitor, {"config": "MODULE: x\n"})
+        )
+    trainer = toy_trainer(config, 1, callbacks)
     trainer.fit(toy_batches(1))
     return monitor
 

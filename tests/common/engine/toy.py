@@ -13,8 +13,9 @@ from common.config import ExperimentConfig, parse_config
 from common.data.dataset import VisualLinguisticDataset
 from common.engine.metrics import Ratio
 from common.engine.optim import build_optimizer, build_schedule
+from common.engine.progress import updates_per_epoch
 from common.engine.task import Task
-from common.engine.trainer import Trainer, updates_per_epoch
+from common.engine.trainer import Trainer
 from common.modeling.pretrained import LoadReport
 
 
