@@ -117,7 +117,7 @@ def test_links_limit():
 def test_input_limits(change, gpus, limit, milliseconds):
     step = simulate(PLAN._replace(**change), gpus)
     assert step.limit == limit
-    assert step.input_ms == pytest.approx(milliseconds)
+    assert step.step_ms == step.input_ms == pytest.approx(milliseconds)
 
 
 def test_a_global_batch_is_kept():
