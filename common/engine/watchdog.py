@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 STALL_STATUS = 1
 
+_NO_STORE = "the process that keeps the store (torchrun or rank 0) does not answer"
+
 
 class Watchdog:
     """A thread of every process that publishes how far it is, and reads the others when its own does not move.
@@ -40,9 +42,13 @@ class Watchdog:
         self._what = "the start"
         self._since = time.monotonic()
         # The first step may load, compile and tune.
-        self._excused = 1
+        self._excused, self._patient = 1, True
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._looked = self._since
+        self._threads = [
+            threading.Thread(target=target, name="watchdog", daemon=True)
+            for target in (self._watch, self._watch_store)
+        ]
         self._seen: dict[int, tuple[str, float]] = {}
 
     def __enter__(self) -> Watchdog:
@@ -53,13 +59,16 @@ class Watchdog:
             store = TCPStore(host, port, is_master=False, timeout=limit)
             # torchrun keeps its store when it starts the processes anew.
             self._store = PrefixStore(f"watchdog/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '')}", store)
-            self._thread.start()
+            self._publish(0.0)
+            for thread in self._threads:
+                thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(self._seconds / 4)
 
     def beat(self, what: str, arrived: bool = False) -> None:
         """Says that this process has moved on.
@@ -73,7 +82,11 @@ class Watchdog:
 
     def started(self) -> None:
         """Ends the patience with the first step."""
-        self._excused = 0
+        if self._patient:
+            self._patient = False
+            self._excused -= 1
+            if self._seconds:
+                self._publish(0.0)  # a process that freezes now has to be found as well
 
     @contextmanager
     def excused(self) -> Iterator[None]:
@@ -85,20 +98,33 @@ class Watchdog:
             self._excused -= 1
             self._since = time.monotonic()
 
+    def _waited(self) -> float:
+        return 0.0 if self._excused else time.monotonic() - self._since
+
     def _watch(self) -> None:
         while not self._stop.wait(self._seconds / 8):
-            waited = 0.0 if self._excused else time.monotonic() - self._since
-            late = waited > self._seconds
+            waited, self._looked = self._waited(), time.monotonic()
             try:
-                self._store.set(str(distributed.rank()), self._state(waited))
+                self._publish(waited)
                 stalled = self._stalled() if waited > self._seconds / 2 else ""
             except (RuntimeError, ValueError):
-                stalled = "the process that keeps the store (torchrun or rank 0) does not answer"
-            if late and stalled and not self._stop.is_set():
-                self._end(f"no progress for more than {self._seconds:g} s (STALL_SECONDS): {stalled}")
+                stalled = _NO_STORE
+            if stalled and waited > self._seconds:
+                self._report(stalled)
 
-    def _state(self, waited: float) -> str:
-        return json.dumps([self._place, round(waited, 3), self._what, bool(self._excused)])
+    def _watch_store(self) -> None:
+        """Notices that the other thread waits for a store which is frozen: no timeout of its own covers that."""
+        while not self._stop.wait(self._seconds / 8):
+            if self._waited() > self._seconds and time.monotonic() - self._looked > self._seconds / 2:
+                self._report(_NO_STORE)
+
+    def _report(self, stalled: str) -> None:
+        if not self._stop.is_set():
+            self._end(f"no progress for more than {self._seconds:g} s (STALL_SECONDS): {stalled}")
+
+    def _publish(self, waited: float) -> None:
+        state = [self._place, round(waited, 3), self._what, bool(self._excused)]
+        self._store.set(str(distributed.rank()), json.dumps(state))
 
     def _stalled(self) -> str:
         """Names the least far ranks if none of them moves or is excused."""

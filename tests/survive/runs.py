@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +32,7 @@ EVENTS = ("batch", "validation", "write", "rename", "renamed", "link")
 
 
 class Kill(NamedTuple):
-    """The `count`-th time (from 1) that rank `rank` comes to `event`, it gets `number`."""
+    """The `count`-th time (from 1) that rank `rank` comes to `event`, it gets a signal; below 0, so do its workers."""
 
     event: str
     count: int
@@ -60,7 +62,7 @@ class Hooks:
     def come(self, event: str) -> None:
         self.counts[event] += 1
         if self.kill and self.kill[:2] == (event, self.counts[event]):
-            os.kill(os.getpid(), self.kill.number)
+            os.kill(os.getpid() if self.kill.number > 0 else 0, abs(self.kill.number))
 
     def before(self, event, function):
         def call(*args):
@@ -96,6 +98,7 @@ class Hooks:
 def _run(
     world: World, settings: tuple[str, ...], kill: Kill | None, rank: int, ranks: int, port: int, out
 ) -> None:
+    os.setsid()
     torch.set_num_threads(1)
     hooks = Hooks(kill, rank)
     flags: tuple[str, ...] = ()
@@ -104,7 +107,7 @@ def _run(
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(ranks), RANK=str(rank)
         )
         flags = ("--dist",)
-    with (world.out.parent / f"printed-{rank}.txt").open("a") as printed:
+    with (world.bert / f"printed-{rank}.txt").open("a") as printed:
         os.dup2(printed.fileno(), 1)
         os.dup2(printed.fileno(), 2)
     with contextlib.suppress(BrokenPipeError):
@@ -129,11 +132,15 @@ def train(
         process.start()
     for _, sender in pipes:
         sender.close()
-    for process in processes:
-        process.join(120)
-    statuses = [process.exitcode for process in processes]
+    limit = time.monotonic() + 30
+    while time.monotonic() < limit and any(process.is_alive() for process in processes):
+        multiprocessing.connection.wait([p.sentinel for p in processes if p.is_alive()], 1)
+        if any(process.exitcode is not None for process in processes):
+            limit = min(limit, time.monotonic() + 5)  # then a launcher would end the others
     for process in processes:
         process.kill()
+        process.join()
+    statuses = [process.exitcode for process in processes]
     counts = Counter()
     with contextlib.suppress(EOFError):
         counts = pipes[0][0].recv()
@@ -145,4 +152,4 @@ def folder(world: World) -> Path:
 
 
 def printed(world: World, rank: int = 0) -> str:
-    return (world.out.parent / f"printed-{rank}.txt").read_text()
+    return (world.bert / f"printed-{rank}.txt").read_text()
