@@ -158,6 +158,17 @@ def test_resuming_is_bit_equal(optimizer, stop_after):
     assert resumed.metrics.state_dict() == straight.metrics.state_dict()
 
 
+@pytest.mark.parametrize(
+    ("finished", "batches", "expected"), [(4, 8, 4), (4, 4, 2), (6, 16, 12), (6, 7, 4), (8, 3, 3), (0, 3, 0)]
+)
+def test_another_number_of_processes_goes_on_at_the_same_sample(finished, batches, expected, caplog):
+    trainer = toy_trainer(toy_config(GRAD_ACCUMULATE_STEPS=2), 8)
+    trainer.finished, trainer.batches = finished, 8
+    trainer.enter(batches)
+    assert (trainer.finished, trainer.batches) == (expected, batches)
+    assert ("an epoch had 8 batches" in caplog.text) == (finished > 0 and batches != 8)
+
+
 def test_a_checkpoint_of_the_reference_has_no_position():
     trainer = toy_trainer(toy_config(), 2)
     old = {key: trainer.state_dict()[key] for key in ("state_dict", "optimizer")}
