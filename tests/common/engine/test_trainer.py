@@ -158,6 +158,38 @@ def test_resuming_is_bit_equal(optimizer, stop_after):
     assert resumed.metrics.state_dict() == straight.metrics.state_dict()
 
 
+def scaled_trainer(config, callbacks=()):
+    """Trains with a loss scale that overflows at first, as on a GPU in half precision."""
+    trainer = toy_trainer(config, 4, callbacks)
+    trainer.precision.scaled = trainer.guard._scaled = True
+    trainer.precision._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    return trainer
+
+
+def test_overflows_lower_the_scale_and_do_not_move_the_schedule(caplog):
+    config = toy_config(END_EPOCH=2, LR_SCHEDULE="triangle", WARMUP=True, WARMUP_STEPS=2)
+    saved, recorder = [], Recorder()
+
+    class Saver(Callback):
+        def on_update_end(self, trainer):
+            saved.append(copy.deepcopy(trainer.state_dict()))
+
+    trainer = scaled_trainer(config, [Saver(), recorder])
+    with caplog.at_level(logging.INFO):
+        trainer.fit(toy_batches(4))
+    # The gradients of the fourth batch are the largest.
+    assert "update 4): the gradient overflowed, update left out (1 so far)" in caplog.text
+    assert (trainer.guard.skipped, trainer.precision.state_dict()["scale"]) == (2, 2.0**125)
+    _, straight = fit(config, toy_batches(4))
+    assert recorder.rates == straight.rates[:4] + straight.rates[3:7]
+    resumed = scaled_trainer(config)
+    resumed.load_state_dict(saved[3], "file", 0)
+    resumed.fit(toy_batches(4))
+    assert resumed.guard.skipped == 2
+    assert resumed.precision.state_dict() == trainer.precision.state_dict()
+    assert torch.equal(resumed.model.linear.weight, trainer.model.linear.weight)
+
+
 @pytest.mark.parametrize(
     ("finished", "batches", "expected"), [(4, 8, 4), (4, 4, 2), (6, 16, 12), (6, 7, 4), (8, 3, 3), (0, 3, 0)]
 )
