@@ -3,10 +3,11 @@ import math
 import pytest
 import torch
 
-from common.engine import guard
+from common.engine import distributed, guard
 from common.engine.callbacks import Callback
 from common.engine.guard import Guard, check_finite, explained_memory, shapes
 from common.errors import TrainingError
+from tests.common.engine.processes import run_distributed
 from tests.common.engine.test_distributed import toy_loader
 from tests.common.engine.toy import ToyTask, toy_batch, toy_batches, toy_config, toy_trainer
 
@@ -79,6 +80,32 @@ def test_skipping_has_an_end(monkeypatch):
     toy_trainer(config, 4).fit(spoilt(0, 1, 3))
     with pytest.raises(TrainingError, match="the last 4 updates were left out"):
         toy_trainer(config, 4).fit(spoilt(0, 1, 2, 3))
+
+
+def one_rank_is_wrong():
+    """What each rank says when a label of rank 1 is not a number, and the weights it then has."""
+    said = []
+    for policy in ("raise", "skip"):
+        task = ToyTask(toy_config(END_EPOCH=1, ON_NONFINITE=policy))
+        trainer = toy_trainer(task.config, 4, model=distributed.wrap(task.build_model()), processes=2)
+        try:
+            trainer.fit(spoilt(2) if distributed.rank() else toy_batches(4))
+        except TrainingError as error:
+            said.append(str(error))
+        said += [trainer.guard.skipped, trainer.model.module.linear.weight.tolist()]
+    return said
+
+
+@pytest.mark.dist
+def test_all_ranks_know_what_one_of_them_met(tmp_path):
+    first, second = run_distributed(one_rank_is_wrong, tmp_path)
+    assert first == second
+    assert first[0].startswith(
+        "the loss is not finite in\n  rank 1, epoch 0, batch 2 (step 2, update 3): loss nan;"
+    )
+    assert "rank 0" not in first[0]
+    assert first[1] == first[3] == 1
+    assert all(map(math.isfinite, first[2][0] + first[4][0]))
 
 
 def note(judge, loss=1.0):
