@@ -41,7 +41,7 @@ def measure(name: str, device_name: str, steps: int, fp16: bool) -> dict[str, st
     torch.manual_seed(0)
     task, model, batch = CASES[workload["task"]](workload)
     model, batch = model.train().to(device), batch.to(device)
-    precision = Precision(device, fp16)
+    precision = Precision(device, "fp16" if fp16 else "fp32")
     before = memory_mb(device, peak=False)
     step(task, model, batch, precision)
     began = time.perf_counter()

@@ -68,6 +68,16 @@ class ExperimentConfig(Section):
     """Epochs between two validations."""
     CHECKPOINT_FREQUENT: Positive = 1
     """Epochs between two numbered checkpoints."""
+    CHECKPOINT_STEPS: Natural = 0
+    """Updates between two states saved as {MODEL_PREFIX}-latest.model, the one before as -previous.model;
+    0: only when SIGTERM, SIGUSR1 or Ctrl-C ends the run. New key.
+    """
+    CHECKPOINT_KEEP: Natural = 0
+    """Numbered checkpoints that stay, the newest ones; 0: all. New key."""
+    STALL_SECONDS: Natural = 45
+    """With several processes: end all of them when one does not move for so long while the others wait for
+    it; 0: wait for ever. New key.
+    """
     MODEL_PREFIX: str = ""
     """First part of the names of checkpoints and result files."""
     NUM_WORKERS_PER_GPU: Natural = 4

@@ -25,6 +25,7 @@ from common.config_types import (
     Natural,
     NonNegative,
     Number,
+    NumberFormat,
     OneToThree,
     PerChannel,
     Positive,
@@ -384,9 +385,24 @@ class TrainConfig(LoopConfig):
     FP16: bool = False
     """Train in 16-bit mixed precision."""
     FP16_LOSS_SCALE: LossScale = 128.0
-    """Loss scale of FP16: fixed, or dynamic."""
+    """Loss scale of FP16: fixed, or dynamic. An update whose gradient overflows is left out, counted, and
+    does not move the schedule; a dynamic scale is halved then, and doubled after 2000 good updates.
+    """
+    PRECISION: Literal["", "fp32", "tf32", "fp16", "bf16"] = ""
+    """Number format, whatever FP16 says; empty: fp16 with FP16, else fp32. tf32 is fp32 but lets a GPU round
+    the factors of products and convolutions; bf16 needs no loss scale, also on a CPU. New key.
+    """
+    ON_NONFINITE: Literal["raise", "skip"] = "raise"
+    """A loss or gradient that is not finite: raise stops and names step, losses and records, nothing of it is
+    saved; skip leaves the update out and counts it, 20 in a row at most. New key.
+    """
     LOSS_LOGGERS: LossLoggers = ()
     """Losses in the log line and in tensorboard: "key of the model's outputs,name to show"."""
+
+    @property
+    def number_format(self) -> NumberFormat:
+        """What `PRECISION` and `FP16` ask for."""
+        return self.PRECISION or ("fp16" if self.FP16 else "fp32")
 
 
 class FineTuneTrainConfig(TrainConfig):

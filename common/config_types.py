@@ -12,6 +12,9 @@ from pydantic.fields import FieldInfo
 Split = Literal["train", "val", "test"]
 """Part of the data that a run reads."""
 
+NumberFormat = Literal["fp32", "tf32", "fp16", "bf16"]
+"""What a model computes in."""
+
 
 @dataclass(frozen=True)
 class Allowed:

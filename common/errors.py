@@ -31,6 +31,10 @@ class CheckpointError(UserError):
     """A weight file or checkpoint cannot be used."""
 
 
+class TrainingError(UserError):
+    """A run cannot go on: not a number, out of memory, a process that stalls."""
+
+
 def did_you_mean(name: str, known: list[str]) -> str:
     """Returns `; did you mean X?` for the closest of `known`, or an empty string."""
     import difflib

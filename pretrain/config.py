@@ -26,14 +26,8 @@ ATTENTION = "ResNetVLBERTForAttentionVis"
 COCO_CLASSES = 81
 """Classes of regions in coco_captions, the background included."""
 
-LOGGERS = {
-    "relationship_loss": ("relationship_loss", "RelLoss"),
-    "mlm_loss": ("mlm_loss", "MLMLoss"),
-    "mlm_loss_wvc": ("mlm_loss_wvc", "MLMLossWVC"),
-    "mlm_loss_aux": ("mlm_loss_aux", "MLMLossAUX"),
-    "mvrc_loss": ("mvrc_loss", "MVRCLoss"),
-}
-"""The logger of each loss."""
+MLM_LOSSES = (("mlm_loss", "MLMLoss"),)
+MULTITASK_MLM_LOSSES = (("mlm_loss_wvc", "MLMLossWVC"), ("mlm_loss_aux", "MLMLossAUX"))
 
 
 class PretrainDatasetConfig(AnswerVocabularyKeys, RegionFileKeys, DatasetConfig):
@@ -88,9 +82,7 @@ class PretrainTrainConfig(TrainConfig):
     """Training."""
 
     ASPECT_GROUPING: bool = False
-    LOSS_LOGGERS: LossLoggers = tuple(
-        LOGGERS[name] for name in ("relationship_loss", "mlm_loss", "mvrc_loss")
-    )
+    LOSS_LOGGERS: LossLoggers = (("relationship_loss", "RelLoss"), *MLM_LOSSES, ("mvrc_loss", "MVRCLoss"))
     """Losses in the log line and in tensorboard: "key of the model's outputs,name to show". Pretrain: without this
     key, all that the model has.
     """
@@ -149,8 +141,8 @@ class PretrainConfig(ExperimentConfig):
     def _log_what_is_trained(self) -> Self:
         """Where the file does not say which losses to log, all that the model has are."""
         if "LOSS_LOGGERS" not in self.TRAIN.model_fields_set and self.MODULE in (SINGLE, MULTITASK):
-            loggers = tuple(LOGGERS[name] for name in self.loss_names)
-            object.__setattr__(self, "TRAIN", self.TRAIN.model_copy(update={"LOSS_LOGGERS": loggers}))
+            update = {"LOSS_LOGGERS": self.own_losses}
+            object.__setattr__(self, "TRAIN", self.TRAIN.model_copy(update=update))
         return self
 
     @property
@@ -164,25 +156,25 @@ class PretrainConfig(ExperimentConfig):
         return self.MODULE == MULTITASK
 
     @property
-    def loss_names(self) -> list[str]:
-        """Names of the losses that the model has."""
+    def own_losses(self) -> LossLoggers:
+        """The losses that the model has, and their names in the log."""
         network = self.NETWORK
-        words = ["mlm_loss_wvc", "mlm_loss_aux"] if self.multitask else ["mlm_loss"]
-        return [
-            *["relationship_loss"] * network.WITH_REL_LOSS,
-            *words * network.WITH_MLM_LOSS,
-            *["mvrc_loss"] * network.WITH_MVRC_LOSS,
-        ]
+        return (
+            *((("relationship_loss", "RelLoss"),) * network.WITH_REL_LOSS),
+            *((MULTITASK_MLM_LOSSES if self.multitask else MLM_LOSSES) * network.WITH_MLM_LOSS),
+            *((("mvrc_loss", "MVRCLoss"),) * network.WITH_MVRC_LOSS),
+        )
 
     def remarks(self) -> list[Rule]:
         """Settings that work but do not do what one may think."""
-        absent = [name for name, _ in self.TRAIN.LOSS_LOGGERS if name not in self.loss_names]
+        own = dict(self.own_losses)
+        absent = [name for name, _ in self.TRAIN.LOSS_LOGGERS if name not in own]
         return [
             *super().remarks(),
             (
                 bool(absent) and self.MODULE in (SINGLE, MULTITASK),
                 "TRAIN.LOSS_LOGGERS",
-                f"this model has no {', '.join(absent)} and will show 0 for it; it has {', '.join(self.loss_names)}",
+                f"this model has no {', '.join(absent)} and will show 0 for it; it has {', '.join(own)}",
             ),
         ]
 

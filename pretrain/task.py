@@ -114,6 +114,24 @@ class PretrainTask(Task[PretrainConfig, PretrainBatch, PretrainOutputs]):
         yield LabelledWords("_wvc", logits[: first.total], labels[: first.total], first)
         yield LabelledWords("_aux", logits[first.total :], labels[first.total :], rest)
 
+    def label_counts(self, batch: PretrainBatch) -> dict[str, Tensor | int]:
+        """The captions, the words and regions to restore, or the samples that have such."""
+        network, pictures = self.config.NETWORK, batch.num_pictures
+        words = batch.word_places.lengths.sizes
+        if network.MLM_LOSS_NORM_IN_BATCH_FIRST:
+            words = tuple(int(size > 0) for size in words)
+        regions = is_distribution(batch.region_labels).long()
+        if network.MVRC_LOSS_NORM_IN_BATCH_FIRST:
+            sample = batch.region_places.lengths.rows()
+            regions = (regions.new_zeros(batch.num_samples).index_add(0, sample, regions) > 0).long()
+        return {
+            "relationship_loss": pictures,
+            "mlm_loss": sum(words),
+            "mlm_loss_wvc": sum(words[:pictures]),
+            "mlm_loss_aux": sum(words[pictures:]),
+            "mvrc_loss": regions.sum(),
+        }
+
     def metrics(self, outputs: PretrainOutputs, batch: PretrainBatch, split: Split) -> dict[str, Ratio]:
         """How much of what was hidden is restored (spec train_eval.md 6)."""
         found = {}

@@ -53,6 +53,10 @@ class RefCOCOTask(PredictingTask[RefCOCOConfig, RefCOCOBatch, RefCOCOOutputs]):
         assert batch.label is not None
         return {"cls_loss": F.binary_cross_entropy_with_logits(outputs.logits.float(), batch.label)}
 
+    def label_counts(self, batch: RefCOCOBatch) -> dict[str, Tensor | int]:
+        """The boxes."""
+        return {"cls_loss": batch.num_boxes.total}
+
     def metrics(self, outputs: RefCOCOOutputs, batch: RefCOCOBatch, split: Split) -> dict[str, Ratio]:
         """Share of sentences whose best box is right; in training also how well single boxes are told apart."""
         assert batch.label is not None

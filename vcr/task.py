@@ -80,6 +80,10 @@ class VCRTask(PredictingTask[VCRConfig, VCRBatch, VCROutputs]):
             losses["cnn_regularization_loss"] = mean_or_zero(per_region)
         return losses
 
+    def label_counts(self, batch: VCRBatch) -> dict[str, Tensor | int]:
+        """The questions, and the boxes, which every choice has."""
+        return {"ans_loss": batch.num_samples, "cnn_regularization_loss": batch.num_boxes.total}
+
     @property
     def loss_weights(self) -> Mapping[str, float]:
         """Weights of both losses."""

@@ -113,6 +113,10 @@ class VQATask(PredictingTask[VQAConfig, VQABatch, VQAOutputs]):
         logits = outputs.logits.float()
         return {"ans_loss": F.binary_cross_entropy_with_logits(logits, batch.label) * logits.shape[1]}
 
+    def label_counts(self, batch: VQABatch) -> dict[str, Tensor | int]:
+        """The questions."""
+        return {"ans_loss": batch.num_samples}
+
     def metrics(self, outputs: VQAOutputs, batch: VQABatch, split: Split) -> dict[str, Ratio]:
         """Soft score of the best answer."""
         assert batch.label is not None

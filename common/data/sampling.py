@@ -101,8 +101,9 @@ class EpochBatches(Sampler[list[ItemKey]]):
         rank: this process.
         world_size: number of processes.
         groups: group of every item, when a batch must not mix groups.
-        pad: repeat items (with groups: batches) of the epoch's begin, so that all processes have equally many
-            batches. Off for evaluation: every item exactly once over all processes.
+        pad: repeat items (with groups: batches) of the epoch's begin where a last step has fewer than there are
+            processes, so that all have equally many batches. Off for evaluation: every item exactly once over all
+            processes.
         source: which of several datasets the items belong to.
     """
 
@@ -166,8 +167,8 @@ class EpochBatches(Sampler[list[ItemKey]]):
 
     def _pieces(self, epoch: int, start: int) -> Iterator[NDArray[np.int64]]:
         total, step = self.num_items, self.batch_size * self.world_size
-        if self.pad:
-            total = -(-total // self.world_size) * self.world_size
+        if self.pad and 0 < total % step < self.world_size:  # every process has an item in every step
+            total += self.world_size - total % step
         for first in range(start * step, total, step):
             places = np.array_split(np.arange(first, min(first + step, total)), self.world_size)[self.rank]
             if len(places):

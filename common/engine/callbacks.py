@@ -1,4 +1,4 @@
-"""What happens around training steps: log lines, progress bar, tensorboard, validation, checkpoints.
+"""What happens around training steps: log lines, progress bar, validation, checkpoints.
 
 Sources: train_eval spec, sections 3.3 to 3.6.
 """
@@ -8,22 +8,18 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from common.config import ExperimentConfig
 from common.engine import checkpoint, distributed
-from common.errors import UsageError
 
 if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
-
     from common.engine.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -49,6 +45,15 @@ class Callback:
 
     def on_log(self, trainer: Trainer, values: Mapping[str, float]) -> None:
         """Every LOG_FREQUENT micro batches, with the running training metrics over all ranks."""
+
+    def on_update_end(self, trainer: Trainer) -> None:
+        """After an update and the log line of its last micro batch: the run can be saved here, or stopped."""
+
+    def on_stop(self, trainer: Trainer) -> None:
+        """When a callback has stopped the run by `Stopped`: after an update, or in a validation."""
+
+    def on_save(self, trainer: Trainer) -> None:
+        """Before a checkpoint is written; what waits for the device has to be written first."""
 
     def on_validation_end(self, trainer: Trainer, values: Mapping[str, float]) -> None:
         """After a validation, with its metrics over all ranks."""
@@ -193,78 +198,6 @@ class ProgressBar(Callback):
             self._redirect.__exit__(None, None, None)
 
 
-class TensorBoard(Callback):
-    """Writes the reference's scalars from rank 0 (spec section 3.3).
-
-    Loss and gradient norm of every micro batch wait on the device until the next log line.
-
-    Args:
-        folder: folder of the event files.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._writer: SummaryWriter | None = None
-        self._waiting: list[tuple[str, int, Tensor]] = []
-
-    def on_train_start(self, trainer: Trainer) -> None:
-        """Opens the event file; what an interrupted run wrote beyond this point is hidden."""
-        if distributed.is_main():
-            from tensorboardX import SummaryWriter
-
-            try:
-                self._writer = SummaryWriter(str(self._folder), purge_step=trainer.global_step + 1)
-            except OSError as error:
-                raise UsageError(
-                    f"--log-dir: {self._folder}: cannot write there: {error.strerror}"
-                ) from error
-
-    def on_batch_end(self, trainer: Trainer) -> None:
-        """Writes the rates and keeps loss and norm for later."""
-        if self._writer is None:
-            return
-        step = trainer.global_step
-        if trainer.grad_norm is not None:
-            self._waiting.append(("grad-para/Total-Norm", step, trainer.grad_norm))
-        for i, group in enumerate(trainer.optimizer.param_groups):
-            self._writer.add_scalar(f"Initial-LR/Group_{i}", group["initial_lr"], step)
-            self._writer.add_scalar(f"LR/Group_{i}", group["lr"], step)
-        self._waiting.append(("Train-Loss", step, trainer.loss))
-
-    def on_log(self, trainer: Trainer, values: Mapping[str, float]) -> None:
-        """Writes what waited, and the running metrics."""
-        self._flush()
-        self._write("Train", values, trainer.global_step)
-
-    def on_validation_end(self, trainer: Trainer, values: Mapping[str, float]) -> None:
-        """Writes the validation metrics at step epoch + 1."""
-        self._write("Val", values, trainer.epoch + 1)
-
-    def on_epoch_end(self, trainer: Trainer) -> None:
-        """Writes what waited."""
-        self._flush()
-
-    def on_train_end(self, trainer: Trainer) -> None:
-        """Closes the file."""
-        self._flush()
-        if self._writer is not None:
-            self._writer.close()
-
-    def _write(self, kind: str, values: Mapping[str, float], step: int) -> None:
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(f"{kind}-{name}", value, step)
-
-    def _flush(self) -> None:
-        if self._writer is None or not self._waiting:
-            return
-        numbers = torch.stack([value.float() for _, _, value in self._waiting]).tolist()
-        for (tag, step, _), number in zip(self._waiting, numbers, strict=True):
-            self._writer.add_scalar(tag, number, step)
-        self._waiting.clear()
-        self._writer.flush()
-
-
 class ValidationMonitor(Callback):
     """Validates after every `frequent` epochs and remembers the best result (spec section 3.5).
 
@@ -318,44 +251,74 @@ class ValidationMonitor(Callback):
 
 
 class Checkpointing(Callback):
-    """Writes `{prefix}-{epoch:04d}.model` and, independently, `{prefix}-best.model` (spec section 3.6).
+    """Writes the checkpoints of a run (spec section 3.6), and stops it when a signal says so.
+
+    `{prefix}-{epoch:04d}.model` after an epoch and, independently, `{prefix}-best.model`; `{prefix}-latest.model`
+    every `steps` updates and where a signal stops the run.
 
     Args:
         folder: output folder.
-        prefix: `MODEL_PREFIX`.
-        frequent: `CHECKPOINT_FREQUENT`, in epochs.
+        config: MODEL_PREFIX, CHECKPOINT_FREQUENT, CHECKPOINT_STEPS and CHECKPOINT_KEEP.
         monitor: tells which epoch is best; stands before this callback in the list.
         extra: further entries of the file.
+        check_stop: raises `Stopped` when the run has to end.
     """
 
     def __init__(
-        self, folder: Path, prefix: str, frequent: int, monitor: ValidationMonitor, extra: Mapping[str, Any]
+        self,
+        folder: Path,
+        config: ExperimentConfig,
+        monitor: ValidationMonitor,
+        extra: Mapping[str, Any],
+        check_stop: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder = folder
-        self._prefix = prefix
-        self._frequent = frequent
+        self._config = config
         self._monitor = monitor
         self._extra = extra
+        self._check_stop = check_stop
+        self._prefix = config.MODEL_PREFIX
+        self._latest = checkpoint.latest_file(folder, self._prefix)
+        self._wrote_latest = False
+
+    def on_update_end(self, trainer: Trainer) -> None:
+        """Saves the latest state, or stops."""
+        self._check_stop()
+        if self._config.CHECKPOINT_STEPS and trainer.updates % self._config.CHECKPOINT_STEPS == 0:
+            self._save(trainer, [self._latest])
+
+    def on_stop(self, trainer: Trainer) -> None:
+        """Saves the latest state."""
+        self._save(trainer, [self._latest])
+        logger.info("Saved as %s; started again, the run goes on from there.", self._latest)
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Saves."""
-        due = (trainer.epoch + 1) % self._frequent == 0
+        due = (trainer.epoch + 1) % self._config.CHECKPOINT_FREQUENT == 0
         best = self._monitor.best_epoch == trainer.epoch
-        if not (due or best):
+        # The best one first: were it missing after a kill, the epoch behind it would not be run again.
+        paths = [checkpoint.best_file(self._folder, self._prefix)] * best
+        paths += [checkpoint.epoch_file(self._folder, self._prefix, trainer.epoch)] * due
+        if not paths:
             return
-        state = {**trainer.state_dict(), **self._extra}
-        if distributed.is_main():
-            self._write(trainer, state, due=due, best=best)
-        distributed.barrier()  # what follows may read the files
-
-    def _write(self, trainer: Trainer, state: Mapping[str, Any], *, due: bool, best: bool) -> None:
-        path = checkpoint.epoch_file(self._folder, self._prefix, trainer.epoch)
-        best_path = checkpoint.best_file(self._folder, self._prefix)
-        if due:
-            checkpoint.write(state, path)
-        if best and due:
-            checkpoint.link(path, best_path)
-        elif best:
-            checkpoint.write(state, best_path)
+        if due and (self._config.CHECKPOINT_STEPS or self._latest.exists()):
+            paths.append(self._latest)
+        self._save(trainer, paths, epoch_ended=True)
         if best:
-            logger.info("Save new best model to %s.", best_path)
+            logger.info("Save new best model to %s.", paths[0])
+
+    def _save(self, trainer: Trainer, paths: Sequence[Path], epoch_ended: bool = False) -> None:
+        """Writes the first file and links the others to it. Collective."""
+        with trainer.watchdog.excused():
+            trainer.notify("on_save")
+            state = {**trainer.state_dict(epoch_ended), **self._extra}
+            if distributed.is_main():
+                # Only what this process wrote: a file found may be damaged, and its predecessor the one in use.
+                if self._latest in paths and self._wrote_latest:
+                    checkpoint.link(self._latest, checkpoint.previous_file(self._folder, self._prefix))
+                checkpoint.write(state, paths[0])
+                for path in paths[1:]:
+                    checkpoint.link(paths[0], path)
+                self._wrote_latest |= self._latest in paths
+                checkpoint.prune(self._folder, self._prefix, self._config.CHECKPOINT_KEEP, trainer.epoch)
+            distributed.barrier()  # what follows may read the files

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
+import math
 import platform
 import random
+import re
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -36,8 +39,20 @@ def best_file(folder: Path, prefix: str) -> Path:
     return folder / f"{prefix}-best.model"
 
 
+def latest_file(folder: Path, prefix: str) -> Path:
+    """Path of the newest state of a run, also inside an epoch (`CHECKPOINT_STEPS`, or saved on a signal)."""
+    return folder / f"{prefix}-latest.model"
+
+
+def previous_file(folder: Path, prefix: str) -> Path:
+    """Path of what was the latest state before."""
+    return folder / f"{prefix}-previous.model"
+
+
 def write(state: Mapping[str, Any], path: Path) -> None:
     """Saves `state`; a kill at any moment leaves the old file or the new one.
+
+    The file carries a checksum of each of its parts, by which `read` knows a damaged one.
 
     Raises:
         CheckpointError: the folder or disk does not take it.
@@ -46,8 +61,6 @@ def write(state: Mapping[str, Any], path: Path) -> None:
     def fill(temporary: Path) -> None:
         with temporary.open("wb") as file:
             torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
 
     try:
         replace_file(path, fill)
@@ -65,6 +78,25 @@ def link(source: Path, target: Path) -> None:
         link_file(source, target)
     except OSError as error:
         raise CheckpointError(f"{target}: cannot write the checkpoint: {error}") from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint as `read_weights` does, after comparing the checksums of its parts.
+
+    Files of the reference implementation in PyTorch's old format have none.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, damaged or foreign.
+    """
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                part = archive.testzip()
+        except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
+            raise CheckpointError(f"{path}: damaged: {error}") from None
+        if part is not None:
+            raise CheckpointError(f"{path}: damaged: the checksum of its part {part} is wrong")
+    return read_weights(path)
 
 
 def model_state(model: nn.Module, names: OfficialNames) -> dict[str, Tensor]:
@@ -165,25 +197,59 @@ def resume_epochs(train: TrainConfig, exists: Callable[[int], bool]) -> list[int
 def find(folder: Path, prefix: str, train: TrainConfig) -> tuple[Path, int] | None:
     """Returns the checkpoint that a run continues from and the epoch it ended, None for a fresh start.
 
-    With AUTO_RESUME a file that cannot be read is passed over with a warning, for the one before it.
+    With AUTO_RESUME that is the one furthest in training, of the epochs' files and the latest state. One that
+    cannot be read is passed over with a warning, for the one before it.
 
     Raises:
-        CheckpointError: RESUME names a file that cannot be read, or AUTO_RESUME finds only such files.
+        CheckpointError: RESUME names a file that cannot be read, or AUTO_RESUME finds only such files; or the
+            latest state is not one of a training run.
     """
     epochs = resume_epochs(train, lambda epoch: epoch_file(folder, prefix, epoch).exists())
-    for epoch in epochs:
-        path = epoch_file(folder, prefix, epoch)
+    places = [((epoch + 1.0, 0.0), epoch_file(folder, prefix, epoch)) for epoch in epochs]
+    if train.AUTO_RESUME and not train.RESUME:
+        states = [
+            path for path in (latest_file(folder, prefix), previous_file(folder, prefix)) if path.exists()
+        ]
+        places += [
+            (place, path)
+            for place, path in ((_place(path), path) for path in states)
+            if train.BEGIN_EPOCH <= place[0] <= train.END_EPOCH or place == _UNKNOWN
+        ]
+    # The order is stable: of equally far files the first listed, an epoch's, is taken.
+    for place, path in sorted(places, key=lambda entry: entry[0], reverse=True):
         try:
-            read_weights(path)
+            read(path)
         except CheckpointError as error:
             if train.RESUME:
                 raise
             logger.warning("%s; trying the checkpoint before it", error)
             continue
-        return path, epoch
-    if epochs:
+        if place == _UNKNOWN:
+            raise CheckpointError(f"{path}: not a state of a training run, it has no position; remove it")
+        return path, int(place[0]) - 1
+    if places:
         raise CheckpointError(
-            f"{folder}: none of the {len(epochs)} checkpoints {prefix}-*.model can be read; "
+            f"{folder}: none of the {len(places)} checkpoints {prefix}-*.model can be read; "
             "remove them to start anew"
         )
     return None
+
+
+_UNKNOWN = (math.inf, math.inf)
+
+
+def _place(path: Path) -> tuple[float, float]:
+    """Epoch and batch of a saved state, as far as can be told without comparing checksums."""
+    try:
+        state = read_weights(path)
+        return float(state["epoch"]), float(state["batch"])
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return _UNKNOWN
+
+
+def prune(folder: Path, prefix: str, keep: int, epoch: int) -> None:
+    """Removes the files of all epochs up to `epoch` but the newest `keep` (`CHECKPOINT_KEEP`; 0 = all stay)."""
+    pattern = re.compile(re.escape(prefix) + r"-(\d{4,})\.model")
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
+    for _, path in sorted(entry for entry in found if entry[0] <= epoch)[:-keep]:  # none where keep is 0
+        path.unlink(missing_ok=True)

@@ -11,13 +11,13 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common.errors import UsageError
@@ -63,6 +63,32 @@ def gather_objects(value: ObjectT) -> list[ObjectT]:
     gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+class DelayedMax:
+    """The largest of one number per rank, known one call late so that no rank ever waits for another.
+
+    The first call returns 0. Collective: every rank makes equally many calls.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: tuple[dist.Work, torch.Tensor] | None = None
+
+    def __call__(self, value: int) -> int:
+        """Returns the largest number of the call before; with a single process, `value`."""
+        if not is_distributed():
+            return value
+        largest = 0
+        if self._waiting is not None:
+            work, result = self._waiting
+            work.wait()
+            largest = int(result)
+        # On the host, so that the device is not waited for either.
+        sent = torch.tensor(value)
+        work = dist.all_reduce(sent, dist.ReduceOp.MAX, async_op=True)
+        assert work is not None, "asynchronous"
+        self._waiting = work, sent
+        return largest
 
 
 def launched_by_torchrun() -> bool:
@@ -255,6 +281,36 @@ def share_buffers(model: nn.Module) -> None:
 def unwrap(model: nn.Module) -> nn.Module:
     """Returns the network inside `wrap`."""
     return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def shares_of_labels(
+    counts: Mapping[str, Tensor | int], device: torch.device
+) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    """Starts to count the labels of all ranks, for losses that are means over their own.
+
+    Args:
+        counts: labels of this rank by the name of the loss, in the same order on all ranks.
+        device: of the model.
+
+    Returns:
+        A function that waits for the counts and scales each loss, so that the average over the ranks, which their
+        gradients become, is the mean over the labels of all.
+    """
+    if not is_distributed() or not counts:
+        return dict
+    own = torch.stack(
+        [torch.as_tensor(count, dtype=torch.float32, device=device) for count in counts.values()]
+    )
+    total = own.clone()
+    work = dist.all_reduce(total, async_op=True)
+
+    def scaled(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        work.wait()
+        shares = own * world_size() / total.clamp(min=1)
+        by_name = dict(zip(counts, shares.unbind(), strict=True))
+        return {name: loss * by_name[name] if name in by_name else loss for name, loss in losses.items()}
+
+    return scaled
 
 
 def no_sync(model: nn.Module, active: bool) -> AbstractContextManager[Any]:

@@ -14,8 +14,9 @@ from tqdm import tqdm
 from common.batch import Batch
 from common.config_types import Split
 from common.engine import distributed
+from common.engine.guard import explained_memory
 from common.engine.metrics import Metrics, loss_meter
-from common.engine.precision import Precision
+from common.engine.precision import Precision, single
 from common.engine.task import PredictingTask, Task
 from common.engine.trainer import Loader, batches_of
 
@@ -37,9 +38,9 @@ def _outputs(
         batches_of(loader, 0), total=len(loader), desc=task.name, leave=False, disable=not shown
     ):
         moved = batch.to(device)
-        with torch.inference_mode(), precision.autocast():
+        with explained_memory("evaluation", batch), torch.inference_mode(), precision.autocast():
             outputs = model(moved)
-        yield outputs, moved
+        yield single(outputs), moved
 
 
 def evaluate(

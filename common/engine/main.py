@@ -35,15 +35,19 @@ from common.engine.callbacks import (
     Checkpointing,
     ProgressBar,
     Speedometer,
-    TensorBoard,
     ValidationMonitor,
 )
 from common.engine.evaluator import evaluate
+from common.engine.interrupt import INTERRUPT_STATUS, Interruptible, Stopped, StopRequest, outlive_stop
 from common.engine.optim import build_optimizer, build_schedule, effective_batch
 from common.engine.precision import Precision
+from common.engine.progress import updates_per_epoch
 from common.engine.results import result_folder, write_test_result
-from common.engine.trainer import Trainer, updates_per_epoch
+from common.engine.tensorboard import TensorBoard
+from common.engine.trainer import Trainer
+from common.engine.watchdog import Watchdog
 from common.errors import ConfigError, UserError
+from common.files import remove_leftovers
 from common.modeling.pretrained import LoadReport, read_weights
 
 logger = logging.getLogger(__name__)
@@ -118,8 +122,8 @@ def checkpoint_parser(description: str, split_help: str) -> argparse.ArgumentPar
 def run(main: Callable[[], object]) -> int:
     """Runs an entry point and returns its exit status.
 
-    A user's mistake ends with its message alone, an interruption with status 130. Other errors are our own
-    and keep their traceback.
+    A user's mistake ends with its message alone. A run that SIGTERM or SIGUSR1 ended has status 75: it is to be
+    started again; one that was interrupted has status 130. Other errors are our own and keep their traceback.
     """
     with _console():
         try:
@@ -127,9 +131,12 @@ def run(main: Callable[[], object]) -> int:
         except UserError as error:
             sys.stderr.write(f"error: {error}\n")
             return error.exit_status
+        except Stopped as stopped:
+            sys.stderr.write(f"stopped by {stopped}\n")
+            return stopped.exit_status
         except KeyboardInterrupt:
             sys.stderr.write("interrupted\n")
-            return 130
+            return INTERRUPT_STATUS
         finally:
             distributed.destroy()
     return 0
@@ -312,7 +319,9 @@ def train_net(args: argparse.Namespace, task_class: type[AnyTask]) -> tuple[int 
     )
     torch.backends.cudnn.enabled = not args.cudnn_off
     folder = output_folder(config, args.cfg, "train")
-    with log_file(folder, args.cfg):
+    with log_file(folder, args.cfg), StopRequest() as stop:
+        if distributed.is_main():
+            remove_leftovers(folder, f"{config.MODEL_PREFIX}-*.model")
         # One rank decides: the others could see a file that it does not.
         found = checkpoint.find(folder, config.MODEL_PREFIX, config.TRAIN) if distributed.is_main() else None
         resumed: Resumed = distributed.gather_objects(found)[0]
@@ -321,13 +330,13 @@ def train_net(args: argparse.Namespace, task_class: type[AnyTask]) -> tuple[int 
         logger.info("training config:\n%s", dump_config(config))
         task = task_class(config)
         log_dir = Path(args.log_dir or folder / "tensorboard_logs")
-        model = _train(task, device, folder, log_dir, Path(args.cfg), resumed)
+        model = _train(task, device, folder, log_dir, Path(args.cfg), resumed, stop)
         if args.do_test and not task.tests():
             logger.warning("--do-test: %s has no test split", task.name)
         elif args.do_test:
             best = checkpoint.best_file(folder, config.MODEL_PREFIX)
             if distributed.gather_objects(best.exists())[0]:
-                precision = Precision(device, config.TRAIN.FP16)
+                precision = Precision(device, config.TRAIN.number_format)
                 for tested in task.tests():
                     results = output_folder(tested.config, args.cfg, "test")
                     write_test_result(tested, best, results, device, precision)
@@ -337,7 +346,13 @@ def train_net(args: argparse.Namespace, task_class: type[AnyTask]) -> tuple[int 
 
 
 def _train(
-    task: AnyTask, device: torch.device, folder: Path, log_dir: Path, cfg: Path, resumed: Resumed
+    task: AnyTask,
+    device: torch.device,
+    folder: Path,
+    log_dir: Path,
+    cfg: Path,
+    resumed: Resumed,
+    stop: StopRequest,
 ) -> nn.Module:
     config = task.config
     seed_everything(config.RNG_SEED)
@@ -361,16 +376,21 @@ def _train(
     model = distributed.wrap(model)
     # From here on every rank draws its own dropout.
     seed_everything(config.RNG_SEED + distributed.rank())
-    precision = Precision(device, config.TRAIN.FP16, config.TRAIN.FP16_LOSS_SCALE)
-    validate = partial(evaluate, task, model, val_loader, device, "val", precision)
+    precision = Precision(device, config.TRAIN.number_format, config.TRAIN.FP16_LOSS_SCALE)
+    watchdog = Watchdog(config.STALL_SECONDS)
+    for each in (loader, val_loader):
+        each.worker_init_fn = outlive_stop
+    validation = Interruptible(val_loader, stop, watchdog.beat)
+    validate = partial(evaluate, task, model, validation, device, "val", precision)
     epochs = config.TRAIN.END_EPOCH - (resumed[1] + 1 if resumed else config.TRAIN.BEGIN_EPOCH)
-    callbacks = _callbacks(task, validate, (epochs, len(loader)), folder, log_dir)
-    trainer = Trainer(task, model, optimizer, schedule, device, callbacks, precision)
+    callbacks = _callbacks(task, validate, (epochs, len(loader)), folder, log_dir, stop)
+    trainer = Trainer(task, model, optimizer, schedule, device, callbacks, precision, watchdog)
     if resumed is not None:
         path, epoch = resumed
         logger.info("%s training from %s", "Continue" if config.TRAIN.RESUME else "Auto continue", path)
         trainer.load_state_dict(read_weights(path), str(path), epoch + 1)
-    trainer.fit(loader)
+    with watchdog, stop.deferred():
+        trainer.fit(loader)
     return distributed.unwrap(model)
 
 
@@ -380,6 +400,7 @@ def _callbacks(
     size: tuple[int, int],
     folder: Path,
     log_dir: Path,
+    stop: StopRequest,
 ) -> list[Callback]:
     """Returns the callbacks of a run of `size` epochs and micro batches per epoch."""
     config, (epochs, batches) = task.config, size
@@ -392,7 +413,7 @@ def _callbacks(
         ProgressBar(),
         TensorBoard(log_dir / "rank0" if several else log_dir),
         monitor,
-        Checkpointing(folder, config.MODEL_PREFIX, config.CHECKPOINT_FREQUENT, monitor, extra),
+        Checkpointing(folder, config, monitor, extra, stop.check),
     ]
 
 

@@ -1,19 +1,26 @@
-"""Number formats of a run: single precision, or half with loss scaling. Source: train_eval spec, 4.5.
+"""Number formats of a run: single precision, TF32, or half with or without loss scaling. Source: train_eval spec, 4.5.
 
-Parameters and optimizer state stay in single precision; only the forward pass computes in half precision.
+Parameters and optimizer state stay in single precision, and so do losses, metrics and predictions; only the forward
+pass of the model computes in half precision, its geometry excepted.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Mapping
-from typing import Any, Literal
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from common.config_types import NumberFormat
+
 logger = logging.getLogger(__name__)
+
+ValueT = TypeVar("ValueT")
 
 
 class Precision:
@@ -21,34 +28,53 @@ class Precision:
 
     Args:
         device: device of the model.
-        fp16: `TRAIN.FP16`; on a CPU bfloat16 without loss scaling stands in, with a warning.
+        number_format: `TRAIN.PRECISION`. On a CPU, bfloat16 stands in for fp16, with a warning, and tf32 is fp32.
         loss_scale: `TRAIN.FP16_LOSS_SCALE`, a number or "dynamic"; an update that overflows is skipped.
+
+    Attributes:
+        scaled: whether the loss is scaled, so that gradients may overflow.
     """
 
     def __init__(
-        self, device: torch.device, fp16: bool = False, loss_scale: float | Literal["dynamic"] = "dynamic"
+        self,
+        device: torch.device,
+        number_format: NumberFormat = "fp32",
+        loss_scale: float | Literal["dynamic"] = "dynamic",
     ) -> None:
         self._device_type = device.type
-        self._dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
-        self._fp16 = fp16
+        self._half = number_format in ("fp16", "bf16")
+        self.scaled = number_format == "fp16" and device.type == "cuda"
+        self._dtype = torch.float16 if self.scaled else torch.bfloat16
         self._fixed_scale = None if loss_scale == "dynamic" else float(loss_scale)
-        if fp16 and device.type == "cpu":
+        if number_format == "fp16" and device.type == "cpu":
             logger.warning(
                 "TRAIN.FP16: float16 needs a GPU; the CPU computes in bfloat16 without loss scaling"
             )
+        if device.type == "cuda":
+            # torch's own default would compute convolutions, but not products, in TF32.
+            tf32 = "tf32" if number_format == "tf32" else "ieee"
+            torch.backends.cuda.matmul.fp32_precision = tf32
+            torch.backends.cudnn.conv.fp32_precision = tf32  # type: ignore[attr-defined]
         self._scaler = torch.amp.GradScaler(
-            device.type, init_scale=self._fixed_scale or 65536.0, enabled=fp16 and device.type == "cuda"
+            device.type, init_scale=self._fixed_scale or 65536.0, enabled=self.scaled
         )
 
     def autocast(self) -> torch.autocast:
-        """Context of the forward pass and the losses."""
-        return torch.autocast(self._device_type, dtype=self._dtype, enabled=self._fp16)
+        """Context of the model's forward pass; `single` its outputs."""
+        return torch.autocast(self._device_type, dtype=self._dtype, enabled=self._half)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradients of `loss`."""
-        torch.autograd.backward(self._scaler.scale(loss))
+        """Adds the gradients of `loss`. One that is not finite makes them nan, on all ranks that share them."""
+        seed = torch.where(loss.detach().isfinite(), 1.0, math.nan).to(loss.dtype)
+        torch.autograd.backward(self._scaler.scale(loss), seed)
 
-    def update(self, optimizer: Optimizer, model: nn.Module, clip_norm: float) -> Tensor | None:
+    def update(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module,
+        clip_norm: float,
+        accepts: Callable[[Tensor], bool] = lambda norm: bool(norm.isfinite()),
+    ) -> Tensor:
         """Clips, updates the parameters and sets all gradients to zero.
 
         Zero, not None: a parameter that once had a gradient keeps momentum and decay (golden trajectories).
@@ -57,15 +83,17 @@ class Precision:
             optimizer: its learning rates are those of this update.
             model: the network.
             clip_norm: `TRAIN.CLIP_GRAD_NORM`; nothing is clipped at or below zero.
+            accepts: whether parameters are updated by a gradient of this norm.
 
         Returns:
-            The 0-dim total norm before clipping, on the device; None without clipping.
+            The 0-dim total norm before clipping, on the device.
         """
-        norm = None
-        if clip_norm > 0:
-            self._scaler.unscale_(optimizer)
-            norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-        self._scaler.step(optimizer)
+        self._scaler.unscale_(optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        if accepts(norm):
+            if clip_norm > 0:
+                nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
+            self._scaler.step(optimizer)
         self._scaler.update(self._fixed_scale)
         optimizer.zero_grad(set_to_none=False)
         return norm
@@ -78,3 +106,14 @@ class Precision:
         """Restores the loss scale; a run that had none leaves it as configured."""
         if state and self._scaler.is_enabled():
             self._scaler.load_state_dict(dict(state))
+
+
+def single(value: ValueT) -> ValueT:
+    """Returns a tensor, or a dataclass of tensors, with half precision turned to single."""
+    if isinstance(value, Tensor):
+        half = value.dtype in (torch.float16, torch.bfloat16)
+        return value.float() if half else value  # type: ignore[return-value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changes = {field.name: single(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **changes)
+    return value

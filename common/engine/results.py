@@ -36,7 +36,7 @@ def prepare_device(
     torch.backends.cudnn.enabled = not args.cudnn_off
     if not distributed.is_main():
         logging.getLogger().setLevel(logging.WARNING)
-    return device, Precision(device, args.fp16)
+    return device, Precision(device, "fp16" if args.fp16 else "fp32")
 
 
 def result_folder(path: str | Path) -> Path:

@@ -106,6 +106,13 @@ class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
     def losses(self, outputs: OutputsT, batch: BatchT) -> dict[str, Tensor]:
         """Unweighted scalar losses by the names of the reference's outputs; the trained loss is their weighted sum."""
 
+    @abstractmethod
+    def label_counts(self, batch: BatchT) -> dict[str, Tensor | int]:
+        """What each loss is a mean over, by its name: numbers of labels, on the host or 0-dim on the device.
+
+        Several processes weigh their losses by these, so that a step does not depend on how it is dealt out.
+        """
+
     @property
     def loss_weights(self) -> Mapping[str, float]:
         """Weight of each loss; 1 where absent."""

@@ -16,10 +16,14 @@ from common.batch import Batch
 from common.config_sections import TrainConfig
 from common.engine import checkpoint, distributed
 from common.engine.callbacks import Callback, Times
+from common.engine.guard import Guard, check_finite, explained_memory
+from common.engine.interrupt import Stopped
 from common.engine.metrics import Metrics, loss_meter
 from common.engine.optim import Schedule
-from common.engine.precision import Precision
+from common.engine.precision import Precision, single
+from common.engine.progress import Progress
 from common.engine.task import Task
+from common.engine.watchdog import Watchdog
 from common.errors import CheckpointError
 from common.modeling.pretrained import load_state
 
@@ -34,16 +38,18 @@ class Loader(Protocol):
 
 
 class _Stopwatch:
-    def __init__(self) -> None:
+    def __init__(self, beat: Callable[[str], None]) -> None:
+        self._beat = beat
         self._last = time.perf_counter()
 
-    def lap(self) -> float:
+    def lap(self, done: str) -> float:
         """Seconds since the last lap."""
+        self._beat(done)
         last, self._last = self._last, time.perf_counter()
         return self._last - last
 
 
-class Trainer:
+class Trainer(Progress):
     """Trains a model for the epochs of `TRAIN`, one micro batch after the other.
 
     An update averages the gradients of `GRAD_ACCUMULATE_STEPS` micro batches; the last group of an epoch may
@@ -57,20 +63,16 @@ class Trainer:
         device: where batches are moved to.
         callbacks: called in this order.
         precision: number format; single precision by default.
+        watchdog: is told of every phase of a step.
 
     Attributes:
-        epoch: the current epoch, from 0.
-        finished: micro batches finished in it.
-        batches: micro batches per epoch.
         loss: 0-dim loss of the last micro batch, not divided by the accumulation.
         grad_norm: 0-dim norm before clipping, if the last micro batch ended an update and clipping is on.
         times: of the last micro batch.
         metrics: running training metrics.
+        guard: leaves out updates that are not finite, or ends the run.
     """
 
-    epoch: int
-    finished: int
-    batches: int
     loss: Tensor
     grad_norm: Tensor | None
     times: Times
@@ -84,31 +86,22 @@ class Trainer:
         device: torch.device | str = "cpu",
         callbacks: Sequence[Callback] = (),
         precision: Precision | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None:
+        self.train: TrainConfig = task.config.TRAIN
+        super().__init__(self.train.BEGIN_EPOCH, self.train.GRAD_ACCUMULATE_STEPS)
         self.task = task
         self.model = model
         self.optimizer = optimizer
         self.schedule = schedule
         self.device = torch.device(device)
         self.callbacks = callbacks
-        self.train: TrainConfig = task.config.TRAIN
         self.precision = precision or Precision(self.device)
+        self.watchdog = watchdog or Watchdog(0)
+        self.guard = Guard(self.train.ON_NONFINITE, self.device, self.precision.scaled)
         self.metrics = Metrics(self.device)
         self.names = task.names
-        self.epoch, self.finished, self.batches = self.train.BEGIN_EPOCH, 0, 1
         self.grad_norm = None
-
-    @property
-    def global_step(self) -> int:
-        """Number of the last micro batch since epoch 0, counted from 0; -1 before the first."""
-        return self.batches * self.epoch + self.finished - 1
-
-    @property
-    def update(self) -> int:
-        """Number of the update, from 1, that the next micro batch contributes to."""
-        return updates_per_epoch(self.batches, self.train.GRAD_ACCUMULATE_STEPS) * self.epoch + (
-            self.finished // self.train.GRAD_ACCUMULATE_STEPS + 1
-        )
 
     def notify(self, hook: str, *args: Any) -> None:
         """Calls one hook of every callback."""
@@ -120,15 +113,23 @@ class Trainer:
 
         Args:
             loader: equally many batches on every rank.
+
+        Raises:
+            Stopped: a callback ended the run, after `on_stop`.
+            TrainingError: see `Guard`; or a batch does not fit into memory.
         """
-        self.batches = len(loader)
-        self.schedule.apply(self.update - 1)  # what a log shows before the first update of a resumed run
+        self.enter(len(loader))
+        # What a log shows before the first update of a resumed run.
+        self.schedule.apply(self.updates - self.guard.skipped)
         try:
             self.notify("on_train_start")
             while self.epoch < self.train.END_EPOCH:
                 logger.info("PROGRESS: %.2f%%", 100 * self.epoch / self.train.END_EPOCH)
                 self._run_epoch(loader)
                 self.epoch, self.finished = self.epoch + 1, 0
+        except Stopped:
+            self.notify("on_stop")
+            raise
         finally:
             self.notify("on_train_end")
 
@@ -137,58 +138,78 @@ class Trainer:
             self.metrics.reset()
         self.model.train()
         self.notify("on_epoch_start")
-        watch = _Stopwatch()
+        watch = _Stopwatch(self.watchdog.beat)
         for batch in batches_of(loader, self.epoch, self.finished):
-            self._micro_step(batch, watch)
+            updated = self.group()[1]
+            with explained_memory(self.where, batch):
+                self._micro_step(batch, watch)
             self.finished += 1
+            self.watchdog.started()
             self.notify("on_batch_end")
             if (self.finished - 1) % self.task.config.LOG_FREQUENT == 0:
                 self.notify("on_log", self.metrics.compute())
+            if updated:
+                self.notify("on_update_end")
+        self.guard.settle()
         self.notify("on_epoch_end")
 
     def _micro_step(self, batch: Batch, watch: _Stopwatch) -> None:
         """Forward, backward and, at the end of a group, the update."""
-        size, is_last = self._group()
-        data = watch.lap()
+        size, is_last = self.group()
+        data = watch.lap("reading a batch")
         batch = batch.to(self.device)
-        transfer = watch.lap()
+        transfer = watch.lap("moving a batch")
+        share = distributed.shares_of_labels(self.task.label_counts(batch), self.device)
         with distributed.no_sync(self.model, active=not is_last):
             with self.precision.autocast():
                 outputs = self.model(batch)
-                losses = self.task.losses(outputs, batch)
-                loss = self.task.total(losses)
-            forward = watch.lap()
+            outputs = single(outputs)
+            losses = share(self.task.losses(outputs, batch))
+            loss = self.task.total(losses)
+            forward = watch.lap("a forward pass")
             self.precision.backward(loss / size)
-        backward = watch.lap()
+        backward = watch.lap("a backward pass")
         self.loss, self.grad_norm = loss.detach(), None
+        self.guard.note(self.where, batch, losses)
         if is_last:
-            self.schedule.apply(self.update)
-            self.grad_norm = self.precision.update(self.optimizer, self.model, self.train.CLIP_GRAD_NORM)
-        optimizer = watch.lap()
+            self._update()
+        optimizer = watch.lap("an update")
         with torch.no_grad():
             meters = {name: loss_meter(losses, key, self.loss) for key, name in self.train.LOSS_LOGGERS}
             self.metrics.update({**self.task.metrics(outputs, batch, "train"), **meters})
-        self.times = Times(data, transfer, forward, backward, optimizer, watch.lap())
+        self.times = Times(data, transfer, forward, backward, optimizer, watch.lap("the metrics of a batch"))
 
-    def _group(self) -> tuple[int, bool]:
-        """Size of the accumulation group of the next micro batch, and whether it is the last one of it."""
-        first = self.finished - self.finished % self.train.GRAD_ACCUMULATE_STEPS
-        size = min(self.train.GRAD_ACCUMULATE_STEPS, self.batches - first)
-        return size, self.finished + 1 == first + size
+    def _update(self) -> None:
+        # Updates that were left out do not move the schedule.
+        self.schedule.apply(self.update - self.guard.skipped)
+        clip = self.train.CLIP_GRAD_NORM
+        norm = self.precision.update(self.optimizer, self.model, clip, self.guard.accepts)
+        self.grad_norm = norm if clip > 0 else None
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns everything that a resumed run needs. Collective: every rank calls it."""
-        epoch, finished = divmod(self.global_step + 1, self.batches)
+    def state_dict(self, epoch_ended: bool = False) -> dict[str, Any]:
+        """Returns everything that a resumed run needs. Collective: every rank calls it after an update.
+
+        Args:
+            epoch_ended: go on with the next epoch; else this one, also when only its validation is left.
+
+        Raises:
+            TrainingError: the weights are not worth saving.
+        """
+        self.guard.settle()
+        weights = checkpoint.model_state(self.model, self.names)
+        check_finite(weights)
         state = {
-            "state_dict": checkpoint.model_state(self.model, self.names),
+            "state_dict": weights,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.precision.state_dict(),
             "rng": distributed.gather_objects(checkpoint.rng_state()),
-            "epoch": epoch,
-            "batch": finished,
+            "epoch": self.epoch + epoch_ended,
+            "batch": 0 if epoch_ended else self.finished,
+            "batches": self.batches,
             "global_step": self.global_step + 1,
-            "metrics": self.metrics.state_dict() if finished else {},
+            "skipped": self.guard.skipped,
+            "metrics": {} if epoch_ended else self.metrics.state_dict(),
         }
         return state | {
             callback.state_key: callback.state_dict() for callback in self.callbacks if callback.state_key
@@ -215,17 +236,13 @@ class Trainer:
         self.precision.load_state_dict(state.get("scaler", {}))
         self.metrics.load_state_dict(state.get("metrics", {}))
         self.epoch, self.finished = state.get("epoch", epoch), state.get("batch", 0)
+        self.batches, self.guard.skipped = state.get("batches", 1), state.get("skipped", 0)
         for callback in self.callbacks:
             if callback.state_key and callback.state_key in state:
                 callback.load_state_dict(state[callback.state_key])
         streams = state.get("rng", [])
         if distributed.rank() < len(streams):
             checkpoint.load_rng_state(streams[distributed.rank()])
-
-
-def updates_per_epoch(batches: int, accumulate: int) -> int:
-    """Updates per epoch: the last group of an epoch may be smaller."""
-    return -(-batches // accumulate)
 
 
 def batches_of(loader: Loader, epoch: int, start: int = 0) -> Iterable[Batch]:

@@ -55,8 +55,8 @@ def test_absent_keys_have_the_defaults_of_the_reference():
         "vocabulary",
         64,
     )
-    assert len(list(leaves(vcr))) == 130 + 2  # the table of the spec, IMAGE_WIDTH and ON_BAD_DATA
-    assert len(list(leaves(pretrain))) == 134 + 3  # PACKED_REGIONS too
+    assert len(list(leaves(vcr))) == 130 + 7  # the table of the spec, and new keys
+    assert len(list(leaves(pretrain))) == 134 + 8
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
-from common.files import link_file, replace_file
+from common.files import link_file, remove_leftovers, replace_file
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -41,3 +42,29 @@ def test_a_copy_where_there_are_no_links(tmp_path, monkeypatch):
     (tmp_path / "source").write_text("weights")
     link_file(tmp_path / "source", tmp_path / "target")
     assert (tmp_path / "target").read_text() == "weights"
+
+
+def test_file_and_folder_are_flushed_around_the_rename(tmp_path, monkeypatch):
+    events = []
+    fsync, rename = os.fsync, Path.replace
+
+    def flush(descriptor):
+        events.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def replace(self, target):
+        events.append("rename")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(Path, "replace", replace)
+    replace_file(tmp_path / "x", lambda temporary: temporary.write_text("new"))
+    assert events == [str(tmp_path / f".x.{os.getpid()}.tmp"), "rename", str(tmp_path)]
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    kept = {"net-0000.model", ".net-0000.model", ".other-0000.model.7.tmp", "net-0001.model.7.tmp"}
+    for name in (*kept, ".net-0000.model.7.tmp", ".net-latest.model.123.tmp"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path, "net-*.model")
+    assert set(os.listdir(tmp_path)) == kept

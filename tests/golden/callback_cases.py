@@ -20,12 +20,12 @@ from common.config import ExperimentConfig, parse_config
 from common.engine.callbacks import (
     Callback,
     Checkpointing,
-    TensorBoard,
     ValidationMonitor,
 )
 from common.engine.metrics import Ratio
 from common.engine.optim import Schedule
 from common.engine.task import Task
+from common.engine.tensorboard import TensorBoard
 from common.engine.trainer import Trainer
 from tests.common.engine.toy import toy_batch
 from tests.golden.harness import Case, LogLines, Report, unwrapped
@@ -76,6 +76,9 @@ class ScriptedTask(Task):
         super().__init__(config)
         self._losses, self._norms, self._accuracies = losses, norms, accuracies
         self._batches, self._step = batches, -1
+
+    def label_counts(self, batch: Any) -> dict[str, Any]:
+        return {}
 
     def losses(self, outputs: Tensor, batch: Any) -> dict[str, Tensor]:
         self._step += 1
@@ -181,13 +184,15 @@ def compare_checkpoints(case: Case, report: Report, what: str, run: Mapping[str,
     listing = Listing(folder)
     rates = saved_rates(run)
     (first, second), factors = next(iter(rates.values())), {e: rate[0] for e, rate in rates.items()}
+    keys = {"MODEL_PREFIX": prefix, "CHECKPOINT_FREQUENT": frequent}
+    config = parse_config(ExperimentConfig, keys, "checkpoints")
     trainer = scripted_trainer(
         case,
         [(1.0, 1.0, 1.0)] * epochs,
         epochs,
         (1.0, second / first),
         lambda update: factors.get(update - 1, 1.0),
-        [monitor, Checkpointing(folder, prefix, frequent, monitor, {}), listing],
+        [monitor, Checkpointing(folder, config, monitor, {}), listing],
     )
     with LogLines("common.engine") as log:
         trainer.fit([one_batch()])
@@ -271,7 +276,7 @@ class Writer:
     def __init__(self) -> None:
         self.scalars = {}
 
-    def add_scalar(self, tag: str, value: float, step: int) -> None:
+    def add(self, tag: str, value: float, step: int) -> None:
         self.scalars.setdefault(tag, []).append([step, float(value)])
 
     def flush(self) -> None:
@@ -316,7 +321,7 @@ def tagged_run(case: Case, setting: str, tags: Mapping[str, Any], size: int, wri
         CLIP_GRAD_NORM=float(clip[1]) if clip else -1,
         GRAD_ACCUMULATE_STEPS=size,
     )
-    with patch("tensorboardX.SummaryWriter", lambda *_, **__: writer):
+    with patch("common.engine.tensorboard.ScalarFile", lambda *_, **__: writer):
         trainer.fit([one_batch()] * (len(steps) // epochs))
 
 

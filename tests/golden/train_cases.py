@@ -14,7 +14,8 @@ from common.config import parse_config
 from common.engine.callbacks import Callback
 from common.engine.checkpoint import named_parameters
 from common.engine.optim import AdamW, build_optimizer, build_schedule
-from common.engine.trainer import Trainer, updates_per_epoch
+from common.engine.progress import updates_per_epoch
+from common.engine.trainer import Trainer
 from tests.golden import load_cases
 from tests.golden.adapters import adapter_of, build_task
 from tests.golden.harness import Case, Report, statistics, weight

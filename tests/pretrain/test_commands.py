@@ -17,7 +17,6 @@ from common.engine.trainer import Trainer
 from pretrain.config import PretrainConfig
 from pretrain.task import PretrainTask
 from tests.pretrain.world import World
-from tests.world import start
 
 METRICS = ["MLMAccWVC", "MLMAccAUX", "MVRCAccuracy", "MLMLossWVC", "MLMLossAUX", "MVRCLoss"]
 TEXTS_ALONE = 52
@@ -133,16 +132,3 @@ def test_a_run_resumed_inside_an_epoch_continues_all_corpora(world, stop):
     assert resumed.seen == straight.seen[stop:]
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, other.model.state_dict()[name]), name
-
-
-@pytest.mark.dist
-def test_two_processes_validate_as_one(trained):
-    settings = trained.settings([])
-    torchrun = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    flags = [*trained.model(), "--result-name", "two", "--result-path", trained.out / "results"]
-    printed = start(*torchrun, "pretrain/val.py", *flags, *settings)
-    assert printed.count("MLMAccWVC\t") == 1
-    assert trained.evaluate("val", *trained.model(), "--result-name", "one") == 0
-    one, two = (json.loads((trained.out / f"results/{n}_val.json").read_text())[0] for n in ("one", "two"))
-    accuracies = [name for name in METRICS if "Acc" in name]
-    assert {name: two[name] for name in accuracies} == pytest.approx({name: one[name] for name in accuracies})

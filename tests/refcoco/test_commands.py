@@ -75,6 +75,7 @@ def test_do_test_covers_all_test_sets(trained, capsys):
     [
         ["DATASET.TRAIN_BOXES=proposal+gt", "DATASET.VAL_BOXES=proposal", "TRAIN.FLIP_PROB=0.5"],
         ["NUM_WORKERS_PER_GPU=2", "TRAIN.ASPECT_GROUPING=false", "TRAIN.GRAD_ACCUMULATE_STEPS=2"],
+        ["TRAIN.PRECISION=bf16"],
     ],
 )
 def test_ways_to_train(world, options):

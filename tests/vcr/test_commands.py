@@ -97,7 +97,10 @@ def test_do_test_and_resume_of_a_finished_run(trained):
     assert (best.parents[1] / "vcr1images_test/toy_a_test_result_Q2A.csv").exists()
 
 
-@pytest.mark.parametrize("option", ["DATASET.ZIP_MODE=true", "NETWORK.BLIND=true", "NUM_WORKERS_PER_GPU=2"])
+@pytest.mark.parametrize(
+    "option",
+    ["DATASET.ZIP_MODE=true", "NETWORK.BLIND=true", "NUM_WORKERS_PER_GPU=2", "TRAIN.PRECISION=bf16"],
+)
 def test_ways_to_train(world, option):
     assert world.train(option) == 0
 

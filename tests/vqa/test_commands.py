@@ -118,7 +118,7 @@ def test_do_test_and_resume_of_a_finished_run(trained):
 @pytest.mark.parametrize(
     "options",
     [
-        ("DATASET.BOXES=36",),
+        ("DATASET.BOXES=36", "TRAIN.PRECISION=bf16"),
         ("NETWORK.NO_GROUNDING=true", "NETWORK.VLBERT.with_pooler=true"),
         ("NETWORK.CLASSIFIER_TYPE=2fc", "DATASET.ANSWER_NORMALISE=both"),
         ("NETWORK.CLASSIFIER_TYPE=1fc", "NETWORK.CLASSIFIER_PRETRAINED=true"),

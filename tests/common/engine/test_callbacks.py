@@ -5,13 +5,14 @@ import torch
 from tensorboardX.proto.event_pb2 import Event
 
 from common.engine.callbacks import (
+    Callback,
     Checkpointing,
     ProgressBar,
     Speedometer,
-    TensorBoard,
     Times,
     ValidationMonitor,
 )
+from common.engine.tensorboard import TensorBoard
 from common.modeling.pretrained import read_weights
 from tests.common.engine.toy import toy_batches, toy_config, toy_trainer
 
@@ -101,12 +102,16 @@ def test_tensorboard_tags(tmp_path):
 
 
 def fit(results, folder=None, frequent=1, metric="Acc", val_frequent=1):
+    config = toy_config(END_EPOCH=4)
     results = iter(results)
     monitor = ValidationMonitor(lambda: {"Acc": next(results), "Other": 0.0}, metric, val_frequent)
     callbacks = [monitor]
     if folder is not None:
-        callbacks.append(Checkpointing(folder, "net", frequent, monitor, {"config": "MODULE: x\n"}))
-    trainer = toy_trainer(toy_config(END_EPOCH=4), 1, callbacks)
+        keys = {"MODEL_PREFIX": "net", "CHECKPOINT_FREQUENT": frequent}
+        callbacks.append(
+            Checkpointing(folder, config.model_copy(update=keys), monitor, {"config": "MODULE: x\n"})
+        )
+    trainer = toy_trainer(config, 1, callbacks)
     trainer.fit(toy_batches(1))
     return monitor
 
@@ -174,6 +179,56 @@ def test_the_best_checkpoint_does_not_wait_for_a_numbered_one(tmp_path):
         "net-best.model",
     ]
     assert read_weights(tmp_path / "net-best.model")["validation_monitor"]["best_epoch"] == 2
+
+
+def save(folder, batches, callback=(), **keys):
+    """Trains with a validation after each of two epochs, and tells what is left."""
+    config = toy_config(GRAD_ACCUMULATE_STEPS=2).model_copy(update={"MODEL_PREFIX": "net", **keys})
+    monitor = ValidationMonitor(lambda: {"Acc": 0.5}, "Acc")
+    toy_trainer(config, batches, [*callback, monitor, Checkpointing(folder, config, monitor, {})]).fit(
+        toy_batches(batches)
+    )
+    return sorted(path.name.removeprefix("net-").removesuffix(".model") for path in folder.iterdir())
+
+
+class Latest(Callback):
+    """Notes what the latest state holds after each batch."""
+
+    def __init__(self, path):
+        self.path = path
+        self.places = []
+
+    def on_batch_end(self, trainer):
+        state = read_weights(self.path) if self.path.exists() else {"epoch": None, "batch": None}
+        self.places.append((state["epoch"], state["batch"]))
+
+
+def test_the_latest_state_is_saved_between_updates(tmp_path):
+    latest = Latest(tmp_path / "net-latest.model")
+    names = save(tmp_path, 5, [latest], CHECKPOINT_STEPS=2)
+    assert names == ["0000", "0001", "best", "latest", "previous"]
+    # Three updates per epoch: the fourth is the first of the second epoch.
+    none = (None, None)
+    assert latest.places == [none, none, none, none, (0, 4), (1, 0), (1, 0), (1, 2), (1, 2), (1, 2)]
+    assert (tmp_path / "net-latest.model").samefile(tmp_path / "net-0001.model")
+    before = read_weights(tmp_path / "net-previous.model")
+    assert (before["epoch"], before["batch"]) == (1, 5), "the validation was still to come"
+
+
+def test_old_checkpoints_go_and_the_best_one_stays(tmp_path):
+    assert save(tmp_path, 1, CHECKPOINT_KEEP=1) == ["0001", "best"]
+    assert read_weights(tmp_path / "net-best.model")["epoch"] == 1
+
+
+def test_a_checkpoint_waits_for_the_log(tmp_path):
+    class Order(Callback):
+        def on_log(self, trainer, values):
+            self.logged = trainer.finished
+
+        def on_save(self, trainer):
+            assert self.logged == trainer.finished
+
+    save(tmp_path, 2, [Order()], CHECKPOINT_STEPS=1)
 
 
 def test_no_bar_without_a_terminal(capsys):

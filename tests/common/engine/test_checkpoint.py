@@ -137,6 +137,77 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog):
         checkpoint.find(tmp_path, "net", train(RESUME=True, BEGIN_EPOCH=2))
 
 
+def save_state(folder, name, epoch, batch, **more):
+    checkpoint.write({"epoch": epoch, "batch": batch, **more}, folder / f"net-{name}.model")
+
+
+@pytest.mark.parametrize(
+    ("latest", "previous", "chosen", "ended"),
+    [
+        ((2, 3), (2, 1), "net-latest.model", 1),
+        ((2, 0), (1, 5), "net-0001.model", 1),  # the same state by two names
+        ((1, 9), (1, 5), "net-0001.model", 1),
+        ((7, 1), (2, 1), "net-previous.model", 1),  # beyond END_EPOCH
+    ],
+)
+def test_the_state_furthest_in_training_is_taken(tmp_path, latest, previous, chosen, ended):
+    save(tmp_path, 0, 1)
+    save_state(tmp_path, "latest", *latest)
+    save_state(tmp_path, "previous", *previous)
+    assert checkpoint.find(tmp_path, "net", train()) == (tmp_path / chosen, ended)
+    assert checkpoint.find(tmp_path, "net", train(RESUME=True, BEGIN_EPOCH=1))[1] == 0
+    assert checkpoint.find(tmp_path, "net", train(AUTO_RESUME=False)) is None
+
+
+def test_every_byte_is_covered_by_a_checksum(tmp_path):
+    path = tmp_path / "net-0000.model"
+    checkpoint.write({"state_dict": {"a": torch.arange(1000.0)}, "epoch": 1}, path)
+    whole = path.read_bytes()
+    assert checkpoint.read(path)["epoch"] == 1
+    place = whole.index(torch.arange(500.0, 600.0).numpy().tobytes())
+    for spoilt in (
+        whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :],
+        whole[:-30],
+        whole[: len(whole) // 2],
+        b"",
+        b"text",
+    ):
+        path.write_bytes(spoilt)
+        with pytest.raises(CheckpointError, match=r"net-0000\.model: (damaged|truncated)"):
+            checkpoint.read(path)
+
+
+def test_a_file_of_the_old_format_has_no_checksum(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "x", _use_new_zipfile_serialization=False)
+    assert checkpoint.read(tmp_path / "x") == {"state_dict": {}}
+
+
+def test_a_latest_state_of_something_else_is_an_error(tmp_path):
+    save(tmp_path, 0)
+    checkpoint.write({"state_dict": {"a": torch.ones(1)}}, tmp_path / "net-latest.model")
+    with pytest.raises(CheckpointError, match=r"net-latest\.model: not a state of a training run"):
+        checkpoint.find(tmp_path, "net", train())
+
+
+@pytest.mark.parametrize(
+    ("keep", "epoch", "left"), [(0, 5, [0, 1, 3, 5, 10000]), (2, 5, [3, 5, 10000]), (1, 3, [3, 5, 10000])]
+)
+def test_old_checkpoints_are_removed(tmp_path, keep, epoch, left):
+    save(tmp_path, 0, 1, 3, 5, 10000)
+    others = {
+        "net-best.model",
+        "net-latest.model",
+        "net-x-0000.model",
+        "other-0000.model",
+        "net-0000.model.txt",
+    }
+    for name in others:
+        (tmp_path / name).touch()
+    checkpoint.prune(tmp_path, "net", keep, epoch)
+    expected = {checkpoint.epoch_file(tmp_path, "net", number).name for number in left}
+    assert {path.name for path in tmp_path.iterdir()} == others | expected
+
+
 def test_only_damaged_checkpoints_stop_the_run(tmp_path):
     checkpoint.epoch_file(tmp_path, "net", 0).write_bytes(b"")
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):

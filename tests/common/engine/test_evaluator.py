@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from common.engine.evaluator import evaluate, predict
-from tests.common.engine.toy import ToyTask, toy_batch, toy_config
+from common.engine.precision import Precision
+from common.errors import TrainingError
+from tests.common.engine.toy import ToyModel, ToyTask, toy_batch, toy_config
 
 CPU = torch.device("cpu")
 # Outputs 0.25 and -0.5.
@@ -38,3 +40,24 @@ def test_a_sample_too_many_is_our_mistake():
     task = ToyTask(toy_config())
     with pytest.raises(AssertionError, match="every sample exactly once"):
         predict(task, task.build_model(), [*BATCHES, BATCHES[0]], CPU)
+
+
+def test_metrics_of_half_precision_are_computed_in_single_precision():
+    class Formats(ToyTask):
+        def metrics(self, outputs, batch, split):
+            formats.append(outputs.dtype)
+            return super().metrics(outputs, batch, split)
+
+    formats = []
+    task = Formats(toy_config())
+    evaluate(task, task.build_model(), BATCHES, CPU, precision=Precision(CPU, "bf16"))
+    assert formats == [torch.float32] * 2
+
+
+def test_out_of_memory_names_the_batch():
+    class Greedy(ToyModel):
+        def forward(self, batch):
+            raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(TrainingError, match=r"evaluation: out of memory with a batch of index \(1,\)"):
+        evaluate(ToyTask(toy_config()), Greedy(), BATCHES, CPU)

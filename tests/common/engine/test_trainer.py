@@ -150,11 +150,55 @@ def test_resuming_is_bit_equal(optimizer, stop_after):
     straight.fit(toy_batches(4))
     resumed = toy_trainer(config, 4)
     resumed.load_state_dict(saved, "file", 0)
-    assert (resumed.epoch, resumed.finished) == divmod(stop_after, 4)
+    # After the last batch of an epoch its validation is still to come.
+    assert (resumed.epoch, resumed.finished) == ((stop_after - 1) // 4, (stop_after - 1) % 4 + 1)
     resumed.fit(toy_batches(4))
     for name, tensor in straight.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
     assert resumed.metrics.state_dict() == straight.metrics.state_dict()
+
+
+def scaled_trainer(config, callbacks=()):
+    """Trains with a loss scale that overflows at first, as on a GPU in half precision."""
+    trainer = toy_trainer(config, 4, callbacks)
+    trainer.precision.scaled = trainer.guard._scaled = True
+    trainer.precision._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    return trainer
+
+
+def test_overflows_lower_the_scale_and_do_not_move_the_schedule(caplog):
+    config = toy_config(END_EPOCH=2, LR_SCHEDULE="triangle", WARMUP=True, WARMUP_STEPS=2)
+    saved, recorder = [], Recorder()
+
+    class Saver(Callback):
+        def on_update_end(self, trainer):
+            saved.append(copy.deepcopy(trainer.state_dict()))
+
+    trainer = scaled_trainer(config, [Saver(), recorder])
+    with caplog.at_level(logging.INFO):
+        trainer.fit(toy_batches(4))
+    # The gradients of the fourth batch are the largest.
+    assert "update 4): the gradient overflowed, update left out (1 so far)" in caplog.text
+    assert (trainer.guard.skipped, trainer.precision.state_dict()["scale"]) == (2, 2.0**125)
+    _, straight = fit(config, toy_batches(4))
+    assert recorder.rates == straight.rates[:4] + straight.rates[3:7]
+    resumed = scaled_trainer(config)
+    resumed.load_state_dict(saved[3], "file", 0)
+    resumed.fit(toy_batches(4))
+    assert resumed.guard.skipped == 2
+    assert resumed.precision.state_dict() == trainer.precision.state_dict()
+    assert torch.equal(resumed.model.linear.weight, trainer.model.linear.weight)
+
+
+@pytest.mark.parametrize(
+    ("finished", "batches", "expected"), [(4, 8, 4), (4, 4, 2), (6, 16, 12), (6, 7, 4), (8, 3, 3), (0, 3, 0)]
+)
+def test_another_number_of_processes_goes_on_at_the_same_sample(finished, batches, expected, caplog):
+    trainer = toy_trainer(toy_config(GRAD_ACCUMULATE_STEPS=2), 8)
+    trainer.finished, trainer.batches = finished, 8
+    trainer.enter(batches)
+    assert (trainer.finished, trainer.batches) == (expected, batches)
+    assert ("an epoch had 8 batches" in caplog.text) == (finished > 0 and batches != 8)
 
 
 def test_a_checkpoint_of_the_reference_has_no_position():
@@ -177,9 +221,12 @@ def test_a_loader_is_told_epoch_and_position():
     class Loader(list):
         batch_sampler = SimpleNamespace(set_epoch=lambda epoch, start: calls.append((epoch, start)))
 
+        def __iter__(self):
+            return iter(toy_batches(2)[calls[-1][1] :])
+
     trainer = toy_trainer(toy_config(END_EPOCH=2), 2)
-    trainer.finished = 1
-    trainer.fit(Loader(toy_batches(2)[1:]))
+    trainer.finished, trainer.batches = 1, 2
+    trainer.fit(Loader(toy_batches(2)))
     assert calls == [(0, 1), (1, 0)]
 
 

@@ -13,8 +13,9 @@ from common.config import ExperimentConfig, parse_config
 from common.data.dataset import VisualLinguisticDataset
 from common.engine.metrics import Ratio
 from common.engine.optim import build_optimizer, build_schedule
+from common.engine.progress import updates_per_epoch
 from common.engine.task import PredictingTask
-from common.engine.trainer import Trainer, updates_per_epoch
+from common.engine.trainer import Trainer
 from common.modeling.pretrained import LoadReport
 
 
@@ -81,6 +82,9 @@ class ToyTask(PredictingTask):
 
     def write_predictions(self, records, path):
         path.write_text("".join(f"{record}\n" for record in records))
+
+    def label_counts(self, batch):
+        return {"loss": batch.num_samples}
 
     def losses(self, outputs, batch):
         return {"loss": (outputs - batch.y).square().mean()}

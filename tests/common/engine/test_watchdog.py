@@ -1,0 +1,71 @@
+import contextlib
+import time
+
+import pytest
+
+from common.engine import distributed
+from common.engine.watchdog import Watchdog
+from tests.common.engine.processes import run_distributed
+
+
+def watched(stall):
+    """What each of two ranks says, and that of a run in which `stall(rank, watchdog)` is between two beats."""
+    said = []
+    with Watchdog(0.8, said.append) as watchdog:
+        watchdog.started()
+        watchdog.beat("a step")
+        stall(distributed.rank(), watchdog)
+        distributed.barrier()
+        watchdog.beat("another step", arrived=True)
+        distributed.barrier()
+    return said[:1]
+
+
+def sleeps(rank, watchdog):
+    if rank == 0:
+        watchdog.beat("what rank 1 never does")
+    time.sleep(1.6 * rank)
+
+
+def works(rank, watchdog):
+    """Rank 1 is far behind and gets on."""
+    if rank == 0:
+        for _ in range(20):
+            watchdog.beat("a step")
+    for _ in range(8 * rank):
+        time.sleep(0.2)
+        watchdog.beat("a step")
+
+
+def writes(rank, watchdog):
+    if rank == 0:
+        watchdog.beat("a step")
+    with watchdog.excused() if rank == 1 else contextlib.nullcontext():
+        time.sleep(1.6 * rank)
+
+
+def has_fewer(rank, watchdog):
+    """Rank 0 has validated and waits; rank 1 has more batches, and stalls."""
+    if rank == 0:
+        watchdog.beat("the last batch", arrived=True)
+    for _ in range(3 * rank):
+        watchdog.beat("a batch")
+    time.sleep(1.6 * rank)
+
+
+def everything():
+    return [watched(stall) for stall in (sleeps, works, writes, has_fewer)]
+
+
+@pytest.mark.dist
+def test_who_has_stalled(tmp_path):
+    said = run_distributed(everything, tmp_path)
+    stalled = "no progress for more than 0.8 s (STALL_SECONDS): rank 1 stalled after "
+    assert said[0] == [[stalled + "a step"], [], [], [stalled + "a batch"]]
+
+
+def test_a_single_process_needs_none():
+    with Watchdog(0.01, pytest.fail) as watchdog:
+        watchdog.started()
+        time.sleep(0.05)
+        watchdog.beat("a step")

@@ -1,0 +1,139 @@
+"""Signals, damaged files, full disks and bad numbers: how a run ends, and what it leaves."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+
+import pytest
+
+from common.modeling.pretrained import read_weights
+from tests.survive.runs import Kill, folder, printed, train
+from tests.survive.test_kill import KILLED, assert_same_end, whole_run
+
+
+def place(world, name="toy-latest.model"):
+    state = read_weights(folder(world) / name)
+    return state["epoch"], state["batch"]
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+)
+def test_a_signal_saves_at_the_end_of_the_update(world, number, status):
+    # Without CHECKPOINT_STEPS as well; the third batch is the first of a group of two.
+    assert train(world, "CHECKPOINT_STEPS=0", kill=Kill("batch", 3, number=number))[0] == [status]
+    assert place(world) == (0, 4)
+    assert f"stopped by {number.name}" in printed(world)
+
+
+def test_a_stopped_run_ends_like_any_other(new_world):
+    whole, _ = whole_run(new_world, 1)
+    world = new_world("stopped")
+    for kill in (Kill("batch", 2), Kill("validation", 1), Kill("batch", 3)):
+        assert train(world, kill=kill._replace(number=signal.SIGTERM))[0] == [75]
+    assert train(world)[0] == [0]
+    assert_same_end(world, whole)
+
+
+def test_a_signal_in_the_validation_does_not_wait_for_its_end(world):
+    kill = Kill("validation", 1, number=signal.SIGTERM)
+    statuses, counts = train(world, "VAL.BATCH_IMAGES=1", kill=kill)
+    assert (statuses, counts["validation"]) == ([75], 1)
+    assert place(world) == (0, 12)
+
+
+@pytest.mark.dist
+def test_a_signal_to_one_rank_stops_all_of_them_at_one_place(new_world):
+    whole, _ = whole_run(new_world, 2)
+    world = new_world("stopped")
+    assert train(world, kill=Kill("batch", 2, 1, signal.SIGTERM), ranks=2)[0] == [75, 75]
+    # Rank 0 learns of it one update late.
+    assert place(world) == (0, 4)
+    assert train(world, kill=Kill("validation", 1, 1, signal.SIGTERM), ranks=2)[0] == [75, 75]
+    assert train(world, ranks=2)[0] == [0, 0]
+    assert_same_end(world, whole, 1e-6)
+
+
+def test_workers_outlive_a_signal_to_the_whole_group(world):
+    kill = Kill("batch", 3, number=-signal.SIGTERM)
+    assert train(world, "NUM_WORKERS_PER_GPU=1", kill=kill)[0] == [75]
+    assert place(world) == (0, 4)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(
+    ("frozen", "says"),
+    [
+        (1, "no progress for more than 2 s (STALL_SECONDS): rank 1 stalled after the metrics of a batch"),
+        (0, "no progress for more than 2 s (STALL_SECONDS): the process that keeps the store"),
+    ],
+)
+def test_a_frozen_rank_ends_the_others(world, frozen, says):
+    kill = Kill("batch", 5, frozen, signal.SIGSTOP)
+    statuses, _ = train(world, "STALL_SECONDS=2", kill=kill, ranks=2)
+    assert statuses[1 - frozen] == 1
+    assert says in printed(world, 1 - frozen)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [flip, lambda path: path.write_bytes(path.read_bytes()[:1000]), lambda path: path.write_bytes(b"")],
+)
+def test_a_damaged_state_is_passed_over(new_world, spoil):
+    whole, _ = whole_run(new_world, 1)
+    world = new_world("damaged")
+    assert train(world, kill=Kill("batch", 11))[0] == [KILLED]
+    assert (place(world), place(world, "toy-previous.model")) == ((0, 8), (0, 4))
+    spoil(folder(world) / "toy-latest.model")
+    # Killed again before anything is written, it must not lose the file that it goes on from.
+    assert train(world, kill=Kill("write", 1))[0] == [KILLED]
+    assert train(world)[0] == [0]
+    assert "toy-latest.model: " in printed(world)
+    assert "toy-previous.model" in printed(world)
+    assert_same_end(world, whole)
+
+
+def test_a_state_of_another_model_is_an_error(world):
+    assert train(world, kill=Kill("batch", 6))[0] == [KILLED]
+    assert train(world, "NETWORK.VLBERT.intermediate_size=8")[0] == [1]
+    assert "toy-latest.model: " in printed(world)
+    assert "shapes differ from the configured model" in printed(world)
+    assert place(world) == (0, 4)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 16 megabytes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs root")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_leaves_the_last_good_state(new_world, small_disk):
+    whole, _ = whole_run(new_world, 1)
+    world = new_world("full")
+    size = (folder(whole) / "toy-latest.model").stat().st_size
+    world.out = small_disk / "out"
+    folder(world).mkdir(parents=True)
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(16 * 2**20 - int(2.5 * size)))
+    assert train(world)[0] == [1]
+    assert "cannot write the checkpoint: " in printed(world)
+    assert "No space left" in printed(world)
+    assert not list(folder(world).glob(".*"))
+    place(world)
+    filler.unlink()
+    assert train(world)[0] == [0]
+    assert_same_end(world, whole)
