@@ -65,7 +65,7 @@ class DatasetConfig(Section):
     DATASET_PATH: str = ""
     """Directory of the dataset's files."""
     ROOT_PATH: str = ""
-    """VCR, pretrain: indexes of large files lie in cache/ below it where they cannot lie beside these."""
+    """Indexes of large files and archives lie in cache/ below it where they cannot lie beside these."""
     TRAIN_IMAGE_SET: str = ""
     """Split used for training, several joined with + (VCR: image folder); also part of the output path.
     VQA: train2014, val2014, minival2014, valminusminival2014. RefCOCO: train. Pretrain: train, val.

@@ -75,7 +75,7 @@ class PictureDataset(PretrainDataset):
             raise ConfigError(f'{key}: "{self._image_set}": no such split{hint}; use {" or ".join(SPLITS)}')
         self._scales = config.SCALES
         self._flip_prob = config.loop(split).FLIP_PROB
-        self._store = Store()
+        self._store = Store(cache=self._cache)
 
     @abstractmethod
     def captioned(self, index: int) -> Captioned:
@@ -246,7 +246,7 @@ class CaptionDataset(PictureDataset):
         self._records = JsonLines(
             f"{data.DATASET_PATH}/{self._image_set}_frcnn.json", CaptionRecord, self._cache
         )
-        self._region_files = RegionFiles(data.PACKED_REGIONS)
+        self._region_files = RegionFiles(data.PACKED_REGIONS, cache=self._cache)
         if len(self) < 2 and self._network.WITH_REL_LOSS:
             raise DataError(f"{self._records.path}: has one caption; NETWORK.WITH_REL_LOSS needs another one")
         if self.on_bad_data == "raise":
@@ -255,7 +255,7 @@ class CaptionDataset(PictureDataset):
     def _check_places(self, record: Captioned) -> None:
         self._region_files.check(record.regions)
         if self.reads_pixels:
-            Store([place_of(record.image)])
+            self._store.check(place_of(record.image))
 
     def __len__(self) -> int:
         return len(self._records)
@@ -297,7 +297,7 @@ class CocoCaptionDataset(PictureDataset):
         super().__init__(config, data, split, tokenizer)
         root, name = data.DATASET_PATH, f"{self._image_set}{COCO_YEAR}"
         self._images = f"{root}/{name}.zip@/{name}" if data.ZIP_MODE else f"{root}/{name}"
-        self._store = Store([self._images])
+        self._store = Store([self._images], self._cache)
         instances, captions = (f"{root}/annotations/{kind}_{name}.json" for kind in ("instances", "captions"))
         self._coco = CocoIndex(instances)
         self._captions = first_captions(captions)

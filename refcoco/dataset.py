@@ -111,7 +111,7 @@ class RefCOCODataset(VisualLinguisticDataset[RefCOCOSample]):
         self._annotated = "gt" in data.boxes(split)
         root = Path(data.DATASET_PATH)
         self._images = str(root / (f"{IMAGES}.zip@/{IMAGES}" if data.ZIP_MODE else IMAGES))
-        self._store = Store([self._images])
+        self._store = Store([self._images], data.cache)
         folder = root / data.DATASET
         refs = folder / f"refs({data.SPLIT_BY}).p"
         key = f"DATASET.{split.upper()}_IMAGE_SET"
@@ -126,7 +126,7 @@ class RefCOCODataset(VisualLinguisticDataset[RefCOCOSample]):
             if data.PROPOSAL_SOURCE == "vg":
                 region_root = root / "vgbua_res101_precomputed"
                 inner = f"{REGION_SET}.zip@/{REGION_SET}" if data.ZIP_MODE else REGION_SET
-                self._regions = RegionStore(str(region_root / inner), data.PACKED_REGIONS)
+                self._regions = RegionStore(str(region_root / inner), data.PACKED_REGIONS, cache=data.cache)
             else:
                 self._detections = BoxTable.of_detections(str(folder / DETECTIONS))
                 self._warn_of_lacking(self._detections, folder / DETECTIONS)

@@ -138,7 +138,7 @@ class VCRDataset(VisualLinguisticDataset[VCRSample]):
         self._tokenizer = tokenizer
         root, image_set = Path(data.DATASET_PATH), data.image_set(split)
         self._images = str(root / (f"{image_set}.zip@/{image_set}" if data.ZIP_MODE else image_set))
-        self._store = Store([self._images])
+        self._store = Store([self._images], data.cache)
         annotations = root / data.annotation_file(split)
         self.records = JsonLines(str(annotations), VCRRecord, data.cache)
         persons = [self._count_persons(index, record) for index, record in enumerate(self.records)]

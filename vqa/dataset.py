@@ -97,11 +97,14 @@ class VQADataset(VisualLinguisticDataset[VQASample]):
         self._tokenizer = tokenizer
         self._sources = [SOURCES[name] for name in split_names(data, split)]
         self._images = [self._place(source.images) for source in self._sources]
-        self._store = Store([] if self._precomputed else self._images)
+        self._store = Store([] if self._precomputed else self._images, data.cache)
         places = [
             self._place(source.regions[data.BOXES], "vgbua_res101_precomputed/") for source in self._sources
         ]
-        opened = {place: RegionStore(place, data.PACKED_REGIONS) for place in dict.fromkeys(places)}
+        opened = {
+            place: RegionStore(place, data.PACKED_REGIONS, cache=data.cache)
+            for place in dict.fromkeys(places)
+        }
         self._regions = [opened[place] for place in places]
         self.questions = Questions.open(data, split)
         grouped = split == "train" and config.TRAIN.ASPECT_GROUPING

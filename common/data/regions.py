@@ -23,15 +23,16 @@ class RegionStore:
         place: folder or place in an archive (`x.zip@/inner`) of the json files `{image_id}.json`.
         packed: packed file that is read in its stead; empty for none.
         feature_dim: width F of a feature.
+        cache: folder for the index of a large archive that cannot lie beside it; empty for none.
 
     Raises:
         DataError: the place or the packed file is missing or damaged.
     """
 
-    def __init__(self, place: str, packed: str = "", *, feature_dim: int = 2048) -> None:
+    def __init__(self, place: str, packed: str = "", *, feature_dim: int = 2048, cache: str = "") -> None:
         self._place = place
         self._feature_dim = feature_dim
-        self._store = Store([] if packed else [place])
+        self._store = Store([] if packed else [place], cache)
         self._packed = PackedRegions(packed) if packed else None
         if self._packed and place_name(place) not in self._packed.header.sources:
             logger.warning(
@@ -67,14 +68,15 @@ class RegionFiles:
         packed: packed files that are read in their stead, joined with +: of several, the one that was packed from
             the folder or archive in the path. Empty for none.
         feature_dim: width F of a feature.
+        cache: folder for indexes of archives, see `Store`.
 
     Raises:
         DataError: a packed file is missing or damaged.
     """
 
-    def __init__(self, packed: str = "", *, feature_dim: int = 2048) -> None:
+    def __init__(self, packed: str = "", *, feature_dim: int = 2048, cache: str = "") -> None:
         self._feature_dim = feature_dim
-        self._store = Store()
+        self._store = Store(cache=cache)
         self._packed = [PackedRegions(path) for path in packed.split("+") if path]
 
     def check(self, path: str) -> None:
@@ -86,7 +88,7 @@ class RegionFiles:
         if self._packed:
             self._packed_from(place_of(path))
         else:
-            Store([place_of(path)])
+            self._store.check(place_of(path))
 
     def read(self, path: str, *, features: bool, classes: bool = False) -> Regions:
         """Returns the regions of a picture, see `RegionStore.read`."""

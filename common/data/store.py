@@ -6,6 +6,7 @@ import logging
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -14,6 +15,7 @@ import orjson
 from PIL import Image
 from pydantic import BaseModel, ValidationError
 
+from common.data.archive import Archive, open_archive
 from common.data.index import LineIndex
 from common.errors import DataError
 
@@ -64,33 +66,59 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-class Store:
-    """Reads from folders and zip archives.
+@contextmanager
+def _clear_errors(path: str) -> Iterator[None]:
+    """Says of an error of reading which path it concerns."""
+    try:
+        yield
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # zipfile, zlib and lzma raise many kinds
+        raise DataError(f"{path}: the archive is damaged ({error}); copy or download it again") from error
 
-    Archives stay open. Their handles belong to one process each, as forked processes would share a file
-    position, and are left behind when the store is pickled.
+
+class Store:
+    """Reads from folders and zip archives; of large archives an index is made when they are first opened.
+
+    Archives stay open, and are left behind when the store is pickled.
 
     Args:
         places: folders, and places in archives (`x.zip@/inner`), that must be there, checked now.
+        cache: folder for indexes that cannot lie beside their archives; empty for none.
 
     Raises:
         DataError: a place is missing, or its archive is damaged.
     """
 
-    def __init__(self, places: Iterable[str] = ()) -> None:
-        self._open_archives: dict[tuple[int, str], zipfile.ZipFile] = {}
+    def __init__(self, places: Iterable[str] = (), cache: str = "") -> None:
+        self._cache = cache
+        self._archives: dict[str, Archive] = {}
         for place in places:
-            parts = split_archive(place)
-            if parts is None:
-                if not os.path.isdir(place):
-                    raise DataError(f"{place}: no such folder")
-            elif not os.path.isfile(parts[0]):
-                raise DataError(f"{parts[0]}: no such file; expected a zip archive")
-            elif not zipfile.is_zipfile(parts[0]):
-                raise DataError(f"{parts[0]}: not a complete zip archive; copy or download it again")
+            self.check(place)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_open_archives": {}}
+        return {**self.__dict__, "_archives": {}}
+
+    def check(self, place: str) -> None:
+        """Checks that a folder or a place in an archive is there, and opens the archive.
+
+        Raises:
+            DataError: it is missing, or the archive is damaged.
+        """
+        parts = split_archive(place)
+        if parts is None:
+            if not os.path.isdir(place):
+                raise DataError(f"{place}: no such folder")
+            return
+        archive, _ = parts
+        if not os.path.isfile(archive):
+            raise DataError(f"{archive}: no such file; expected a zip archive")
+        if not zipfile.is_zipfile(archive):
+            raise DataError(f"{archive}: not a complete zip archive; copy or download it again")
+        with _clear_errors(archive):
+            self._archive(archive)
 
     def read(self, path: str) -> bytes:
         """Returns the content of a file or archive member.
@@ -99,15 +127,14 @@ class Store:
             DataError: it is missing or cannot be read.
         """
         parts = split_archive(path)
-        try:
-            return self._archive(parts[0]).read(parts[1]) if parts else Path(path).read_bytes()
-        except KeyError as error:
-            assert parts
-            raise DataError(f"{parts[0]}: the archive has no member {parts[1]}") from error
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-        except Exception as error:  # zipfile, zlib and lzma raise many kinds
-            raise DataError(f"{path}: the archive is damaged ({error}); copy or download it again") from error
+        with _clear_errors(path):
+            if parts is None:
+                return Path(path).read_bytes()
+            archive, member = parts
+            try:
+                return self._archive(archive).read(member)
+            except KeyError as error:
+                raise DataError(f"{archive}: the archive has no member {member}") from error
 
     def json(self, path: str) -> Any:
         """Returns the parsed content of a json file in UTF-8."""
@@ -129,11 +156,10 @@ class Store:
         except Exception as error:  # Pillow's decoders raise many kinds
             raise DataError(f"{path}: not a readable picture ({error})") from error
 
-    def _archive(self, archive: str) -> zipfile.ZipFile:
-        key = (os.getpid(), archive)
-        if key not in self._open_archives:
-            self._open_archives[key] = zipfile.ZipFile(archive)
-        return self._open_archives[key]
+    def _archive(self, archive: str) -> Archive:
+        if archive not in self._archives:
+            self._archives[archive] = open_archive(archive, self._cache)
+        return self._archives[archive]
 
 
 class JsonLines(Generic[ModelT]):

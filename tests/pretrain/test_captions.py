@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 from common.config import parse_config
+from common.data import store
+from common.data.archive import open_archive
 from common.data.collate import collate
 from common.data.packed_regions import PackedHeader
 from common.data.sampling import ItemKey
@@ -263,6 +265,25 @@ def test_archives_give_the_same(items, precomputed):
             assert torch.equal(found.image, sample.image)
 
 
+@pytest.mark.parametrize("precomputed", [True, False])
+def test_archives_are_opened_at_the_start_and_once(items, monkeypatch, precomputed):
+    items.files()
+    zipped(items)
+    opened = []
+
+    def open_one(path, cache):
+        opened.append((path.removeprefix(f"{items.root}/"), cache.removeprefix(f"{items.root}/")))
+        return open_archive(path, cache, indexed_above=0)
+
+    monkeypatch.setattr(store, "open_archive", open_one)
+    options = {"ZIP_MODE": True, "ROOT_PATH": str(items.root)}
+    data = items.captions(network={"IMAGE_FEAT_PRECOMPUTED": precomputed}, **options)
+    pictures = [] if precomputed else [("val_image.zip", "cache")]
+    assert opened == [("val_frcnn.0.zip", "cache"), *pictures]
+    assert [data[ItemKey(0, index)].record_id for index in (0, 1)] == [one["image"] for one in items.records]
+    assert opened[1 + len(pictures) :] == [("val_frcnn.zip", "cache")]
+
+
 @pytest.mark.parametrize("zip_mode", [False, True])
 def test_packed_regions_give_the_same(items, tmp_path, zip_mode):
     plain = items.captions()
@@ -408,7 +429,9 @@ def test_coco_from_an_archive(items):
         for path in (items.root / "val2017").iterdir():
             archive.write(path, f"val2017/{path.name}")
             path.unlink()
-    assert torch.equal(items.coco_set(ZIP_MODE=True)[ItemKey(0, 1)].image, plain.image)
+    data = items.coco_set(ZIP_MODE=True, ROOT_PATH="root")
+    assert torch.equal(data[ItemKey(0, 1)].image, plain.image)
+    assert data._store._cache == "root/cache"
 
 
 def test_coco_keeps_the_separator_of_long_captions(items):

@@ -12,7 +12,9 @@ import pytest
 from pydantic import BaseModel
 
 from common.data import index as module
-from common.data.index import LineIndex, LineTable, Source, TextLines, scan_lines
+from common.data import index_file
+from common.data.index import LineIndex, LineTable, TextLines, scan_lines
+from common.data.index_file import Source
 from common.data.store import JsonLines
 from common.errors import DataError
 
@@ -169,7 +171,7 @@ def test_an_index_of_another_state_is_made_anew(place, caplog, change):
 
 
 def test_size_tells_states_apart_where_all_blocks_are_equal(place, monkeypatch):
-    monkeypatch.setattr(module, "_SAMPLE_BYTES", 8)
+    monkeypatch.setattr(index_file, "_SAMPLE_BYTES", 8)
     path = Path(place(b"x" * 9_000))
     assert indexed(str(path)).line(0) == b"x" * 9_000
     keep_time(path, lambda: path.write_bytes(b"x" * 10_000))
@@ -187,7 +189,7 @@ def test_an_index_of_other_distances_is_made_anew(place, monkeypatch):
     ("size", "known_whole"), [(1, True), (7, True), (9, True), (511, True), (512, True), (2000, False)]
 )
 def test_blocks_of_the_whole_file_are_compared(tmp_path, monkeypatch, size, known_whole):
-    monkeypatch.setattr(module, "_SAMPLE_BYTES", 8)
+    monkeypatch.setattr(index_file, "_SAMPLE_BYTES", 8)
     path = tmp_path / "x"
     path.write_bytes(bytes(size))
     noticed = 0
@@ -414,7 +416,7 @@ def test_pickled_copies(place, monkeypatch, in_memory_below):
     assert len(data) < (600 if in_memory_below == 0 else 6000)
     forbid_scanning(monkeypatch)
     copy = pickle.loads(data)
-    assert copy._table.mapped == (in_memory_below == 0)
+    assert copy._mapped == (in_memory_below == 0)
     assert (len(copy), copy.line(9_999), copy.number(9_999)) == (10_000, b"line 99", 10_000)
 
 
@@ -483,7 +485,7 @@ def test_a_file_written_again_as_it_was_is_read_on_unless_it_is_large(place, mon
         os.utime(path, ns=(0, time_of_change))
         assert pickle.loads(pickle.dumps(lines)).line(98) == b"line 98"
         assert lines.line(99) == b"line 99"
-    monkeypatch.setattr(module, "_SAMPLE_BYTES", 12)  # not all of it is compared
+    monkeypatch.setattr(index_file, "_SAMPLE_BYTES", 12)  # not all of it is compared
     lines = LineIndex(path, in_memory_below=in_memory_below)
     os.utime(path, ns=(0, 3))
     with pytest.raises(DataError, match=r"x.txt: has changed since it was opened"):
@@ -534,7 +536,7 @@ def test_files_that_cannot_be_read(place, tmp_path):
 
 def test_log_lines_tell_how_far_it_is(place, caplog, monkeypatch):
     path = place(b"1234567\n" * 2**20)
-    monkeypatch.setattr(module, "SECONDS_PER_LINE", 0)
+    monkeypatch.setattr(index_file, "SECONDS_PER_LINE", 0)
     caplog.set_level("INFO")
     LineIndex(path)
     assert caplog.messages == [f"{path}: 4 of 8 MB", f"{path}: 8 of 8 MB"]
@@ -556,8 +558,8 @@ def test_a_terminal_shows_a_bar(place, monkeypatch):
         def update(self, count):
             shown.append(count)
 
-    monkeypatch.setattr(module, "tqdm", Bar)
-    monkeypatch.setattr(module.sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(index_file, "tqdm", Bar)
+    monkeypatch.setattr(index_file.sys.stderr, "isatty", lambda: True)
     LineIndex(place())
     assert shown == [len(MANY), len(MANY), "closed"]
 
@@ -616,7 +618,7 @@ def test_text_lines_and_json_lines_use_the_cache(open_folder):
 
 def test_memory_does_not_grow_with_the_file(place):
     lines = indexed(place(b"x\n" * 3200))
-    assert lines._table.mapped
+    assert lines._mapped
     assert not lines._table.starts.flags.owndata
     assert not lines._table.starts.flags.writeable
     assert (len(lines._table.starts), len(lines._table.numbers)) == (101, 100)
