@@ -86,7 +86,7 @@ def launch(argv: Sequence[str]) -> int:
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    args = torchrun.parse_args(list(argv))
+    args = torchrun.get_args_parser().parse_args(argv)
     if (
         args.nnodes != "1"
         and "GLOO_SOCKET_IFNAME" not in os.environ
@@ -95,9 +95,10 @@ def launch(argv: Sequence[str]) -> int:
         os.environ["GLOO_SOCKET_IFNAME"] = name
     logging.disable(logging.ERROR)  # torchrun's account of how it stops the processes
     asked: list[int] = []
-    _forward_signals(asked)
-    with tempfile.TemporaryDirectory(prefix="launch-") as folder, ThreadPoolExecutor(1) as pool:
-        args.log_dir = args.log_dir or folder
+    folder = tempfile.TemporaryDirectory(prefix="launch-")
+    _forward_signals(asked, folder)
+    with folder, ThreadPoolExecutor(1) as pool:
+        args.log_dir = args.log_dir or folder.name
         try:
             # In another thread torchrun leaves the signals to us.
             pool.submit(torchrun.run, args).result()
@@ -110,8 +111,8 @@ def launch(argv: Sequence[str]) -> int:
     return 0
 
 
-def _forward_signals(asked: list[int]) -> None:
-    """Passes signals on to the processes and notes them in `asked`."""
+def _forward_signals(asked: list[int], folder: tempfile.TemporaryDirectory[str]) -> None:
+    """Passes signals on to the processes and notes them in `asked`; without processes, ends this one."""
 
     def forward(number: int, frame: FrameType | None) -> None:
         sent = _FORWARDED[signal.Signals(number)]
@@ -122,7 +123,8 @@ def _forward_signals(asked: list[int]) -> None:
                 os.kill(pid, sent)
             except ProcessLookupError:
                 continue
-        if not children:  # the machines have not met yet
+        if not children:  # the machines have not met yet, and torchrun would wait for them
+            folder.cleanup()
             os._exit(_stopped_status(asked))
 
     for number in _FORWARDED:
