@@ -1,4 +1,5 @@
-# Sourced by the other scripts: strict mode, the repository root as working directory, `die` and `use_python`.
+# Sourced by the other scripts: strict mode, the repository root as working directory, checks of
+# arguments and `use_python`.
 # shellcheck shell=bash
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -6,6 +7,21 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 die() { # MESSAGE [STATUS]
   echo "${0##*/}: $1" >&2
   exit "${2:-1}"
+}
+
+check_number() { # NAME VALUE MIN [MAX]
+  local range="of at least $3"
+  [[ $# -lt 4 ]] || range="from $3 to $4"
+  if ! [[ $2 =~ ^[0-9]{1,6}$ ]] || ((10#$2 < $3 || 10#$2 > ${4:-999999})); then
+    die "$1 is '$2'; it must be a whole number $range" 2
+  fi
+}
+
+check_files() { # FILE... below the repository root, or absolute
+  local file
+  for file in "$@"; do
+    [[ -f $file ]] || die "no such file: $file (paths are relative to $PWD)" 2
+  done
 }
 
 # Whether the active environment holds this checkout and all of requirement file $1. Asks no package index.

@@ -1,8 +1,17 @@
 #!/usr/bin/env bash
-# Trains on several machines: start it on each of them, with its own NODE_RANK (0, 1, ...).
+# Trains on several machines: start it on each of them, with its own NODE_RANK (0, 1, ...), 0 at MASTER_ADDRESS.
 # Usage: scripts/dist_run_multi.sh NUM_NODES NODE_RANK MASTER_ADDRESS PROCESSES_PER_NODE SCRIPT CFG MODEL_DIR [...]
+# The machines meet at a port that follows from the other arguments, or at MASTER_PORT where that is set.
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 [[ $# -ge 7 ]] || die "usage: $0 NUM_NODES NODE_RANK MASTER_ADDRESS PROCESSES_PER_NODE SCRIPT CFG MODEL_DIR [...]" 2
+check_number NUM_NODES "$1" 1
+check_number NODE_RANK "$2" 0 "$(($1 - 1))"
+check_number PROCESSES_PER_NODE "$4" 1
+check_files "$5" "$6"
+check_number MASTER_PORT "${MASTER_PORT:-1}" 1 65535
 use_python requirements.txt
-exec python -m torch.distributed.run --nnodes "$1" --node_rank "$2" --master_addr "$3" \
-  --master_port "${MASTER_PORT:-29500}" --nproc_per_node "$4" "$5" --cfg "$6" --model-dir "$7" --dist "${@:8}"
+# Machines cannot ask each other for a free port, but two runs differ in what they run.
+port=${MASTER_PORT:-$((20000 + $(printf '%s\n' "$1" "$3" "${@:5}" | cksum | cut -d ' ' -f 1) % 10000))}
+echo "${0##*/}: machine $2 of $1 meets the others at $3:$port" >&2
+exec python -m common.engine.launch --nnodes "$1" --node_rank "$2" --master_addr "$3" --master_port "$port" \
+  --nproc_per_node "$4" "$5" --cfg "$6" --model-dir "$7" --dist "${@:8}"

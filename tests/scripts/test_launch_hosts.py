@@ -1,0 +1,108 @@
+"""Two machines, each a network namespace with an address of its own, train as one machine does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from common.modeling.pretrained import read_weights
+from tests.vqa.world import SMALL, World
+from tests.world import ROOT, draw, start
+
+pytestmark = pytest.mark.dist
+
+
+def ip(*arguments):
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def hosts():
+    """Names of two namespaces joined by a cable; their addresses end in 1 and 2."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and `ip` (Debian package iproute2)")
+    names = [f"host{number}-{os.getpid()}" for number in (1, 2)]
+    made = []
+    try:
+        for name in names:
+            try:
+                ip("netns", "add", name)
+            except subprocess.CalledProcessError as error:
+                pytest.skip(f"this machine makes no network namespaces: {error.stderr.decode()}")
+            made.append(name)
+        ip(
+            "link",
+            "add",
+            "cable",
+            "netns",
+            names[0],
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "cable",
+            "netns",
+            names[1],
+        )
+        for number, name in enumerate(names, 1):
+            ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", "cable")
+            for device in ("lo", "cable"):
+                ip("-n", name, "link", "set", device, "up")
+        yield names
+    finally:
+        for name in made:
+            ip("netns", "delete", name)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World(draw(tmp_path_factory.mktemp("drawn") / "toy", SMALL), tmp_path_factory.mktemp("hosts"))
+
+
+SETTINGS = ["TRAIN.BATCH_IMAGES=2", "TRAIN.GRAD_ACCUMULATE_STEPS=2", "TRAIN.END_EPOCH=2"]
+
+
+def weights(world, name):
+    (path,) = (world.out / name).rglob("toy-0001.model")
+    state = read_weights(path)["state_dict"]
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def on_one_machine(world):
+    """Weights of two processes that plain torchrun starts, by module."""
+    flags = ["--cfg", world.cfg, "--model-dir", world.out / "one", *world.settings(SETTINGS)]
+    torchrun = ["python", "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "vqa.train_end2end"]
+    start(*torchrun, *flags)
+    return weights(world, "one")
+
+
+def test_two_machines_train_like_one_with_two_processes(hosts, world):
+    def run(rank):
+        script = [ROOT / "scripts/dist_run_multi.sh", 2, rank, "10.77.0.1", 1, "vqa/train_end2end.py"]
+        flags = [world.cfg, world.out / "two", *world.settings(SETTINGS)]
+        return start("ip", "netns", "exec", hosts[rank], *script, *flags)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(run, (0, 1))
+    assert ("Train-" in first, "Train-" in second) == (True, False)  # one of them says what happens
+    torch.testing.assert_close(weights(world, "two"), on_one_machine(world), rtol=0, atol=0)
+
+
+def test_two_processes_train_like_one_with_the_double_batch(world, tmp_path):
+    # Dropout, of which the feature extractor has some whatever the settings, differs between processes.
+    program = tmp_path / "without_dropout.py"
+    program.write_text(
+        "import runpy, torch\n"
+        "torch.nn.Dropout.forward = lambda self, values: values\n"
+        "runpy.run_module('vqa.train_end2end', run_name='__main__')\n"
+    )
+    for name, script, batch in (("wide", ["dist_run_single.sh", 2], 2), ("narrow", ["nondist_run.sh"], 4)):
+        settings = world.settings([f"TRAIN.BATCH_IMAGES={batch}", *SETTINGS[1:]])
+        start(ROOT / "scripts" / script[0], *script[1:], program, world.cfg, world.out / name, *settings)
+    wide, narrow = weights(world, "wide"), weights(world, "narrow")
+    torch.testing.assert_close(wide, narrow, rtol=0, atol=1e-5)
