@@ -216,8 +216,9 @@ def torchrun_command(
     command = [
         sys.executable,
         "-m",
-        "torch.distributed.run",
+        "common.engine.launch",
         "--standalone",
+        "--local_addr=127.0.0.1",
         f"--nproc_per_node={len(gpus)}",
         *argv,
     ]

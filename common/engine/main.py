@@ -10,6 +10,7 @@ import datetime
 import inspect
 import json
 import logging
+import os
 import random
 import shutil
 import sys
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ from common.engine.callbacks import (
 )
 from common.engine.evaluator import evaluate
 from common.engine.interrupt import INTERRUPT_STATUS, Interruptible, Stopped, StopRequest, outlive_stop
+from common.engine.launch import first_to_report
 from common.engine.optim import build_optimizer, build_schedule, effective_batch
 from common.engine.precision import Precision
 from common.engine.progress import updates_per_epoch
@@ -46,7 +48,7 @@ from common.engine.results import result_folder, write_test_result
 from common.engine.tensorboard import TensorBoard
 from common.engine.trainer import Trainer
 from common.engine.watchdog import Watchdog
-from common.errors import ConfigError, UserError
+from common.errors import ConfigError, UsageError, UserError
 from common.files import remove_leftovers
 from common.modeling.pretrained import LoadReport, read_weights
 
@@ -61,9 +63,16 @@ Resumed = tuple[Path, int] | None
 # --- Command lines -----------------------------------------------------------------------------------------
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises for a wrong command line, so that one of several processes says it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """Returns a parser with the flags that every command has."""
-    result = argparse.ArgumentParser(description=description)
+    result = _Parser(description=description)
     result.add_argument("--cudnn-off", action="store_true", help="do not use cuDNN")
     result.add_argument(
         "--set",
@@ -119,6 +128,12 @@ def checkpoint_parser(description: str, split_help: str) -> argparse.ArgumentPar
     return result
 
 
+def _report_end(text: str) -> None:
+    """Says why the run ends, unless another process of this machine has said so."""
+    if first_to_report(os.environ):
+        sys.stderr.write(text)
+
+
 def run(main: Callable[[], object]) -> int:
     """Runs an entry point and returns its exit status.
 
@@ -129,14 +144,18 @@ def run(main: Callable[[], object]) -> int:
         try:
             main()
         except UserError as error:
-            sys.stderr.write(f"error: {error}\n")
+            _report_end(f"error: {error}\n")
             return error.exit_status
         except Stopped as stopped:
-            sys.stderr.write(f"stopped by {stopped}\n")
+            _report_end(f"stopped by {stopped}\n")
             return stopped.exit_status
         except KeyboardInterrupt:
-            sys.stderr.write("interrupted\n")
+            _report_end("interrupted\n")
             return INTERRUPT_STATUS
+        except Exception:
+            if first_to_report(os.environ):
+                raise
+            return 1
         finally:
             distributed.destroy()
     return 0

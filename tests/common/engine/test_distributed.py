@@ -190,7 +190,8 @@ def test_the_command_is_started_once_per_gpu():
     command, environ = distributed.torchrun_command([0, 2], ["train.py", "--cfg", "x"], {"A": "b"})
     assert command == [
         sys.executable,
-        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py", "--cfg", "x"),
+        *("-m", "common.engine.launch", "--standalone", "--local_addr=127.0.0.1", "--nproc_per_node=2"),
+        *("train.py", "--cfg", "x"),
     ]
     assert environ == {"A": "b", "CUDA_VISIBLE_DEVICES": "0,2"}
     _, environ = distributed.torchrun_command([0, 2], [], {"CUDA_VISIBLE_DEVICES": "4,5,7"})
