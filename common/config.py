@@ -230,7 +230,11 @@ def _without_index(dotted: str) -> str:
 
 
 def _show(value: Any) -> str:
-    """Writes a value on one short line, as yaml would."""
+    """Writes a value on one short line, as yaml would; of sections only how many there are."""
+    if isinstance(value, Section):
+        return "one section"
+    if isinstance(value, tuple) and value and isinstance(value[0], Section):
+        return f"a list of {len(value)} sections"
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -93,17 +93,31 @@ class ValueTree:
         """Applies one `KEY.PATH=VALUE`; the value is yaml, nothing after `=` is the empty text.
 
         Raises:
-            ConfigError: not of this form, or the value is not yaml.
+            ConfigError: not of this form, the value is not yaml, or a list is met where no entry is named.
         """
         source = f"--set {text}"
         dotted, equals, value_text = text.partition("=")
         names = dotted.strip().split(".")
         if not equals or not all(names):
             raise ConfigError(f"{source}: must be KEY.PATH=VALUE, for example TRAIN.LR=1e-5")
+        _check_entries(self.values, names, source)
         values: Any = parse_yaml(value_text, source) if value_text.strip() else ""
         for name in reversed(names):
             values = {name: values}
         self.merge(values, source)
+
+
+def _check_entries(values: Any, names: Sequence[str], source: str) -> None:
+    """Refuses a key below a list, of which it would take the place, and an entry of what is no list."""
+    for place, name in enumerate(names):
+        before, behind = names[:place], names[place:]
+        if isinstance(values, list) and not name.isdigit():
+            meant = ".".join([*before, "0", *behind])
+            raise ConfigError(f"{source}: {'.'.join(before)} is a list; name an entry, such as {meant}")
+        if isinstance(values, dict) and name.isdigit() and before:
+            meant = ".".join([*before, *behind[1:]])
+            raise ConfigError(f"{source}: {'.'.join(before)} is not a list; use {meant}")
+        values = values.get(name) if isinstance(values, dict) else None
 
 
 def _index(entries: Sequence[Any], path: tuple[str, ...], source: str) -> int:

@@ -26,6 +26,9 @@ ATTENTION = "ResNetVLBERTForAttentionVis"
 COCO_CLASSES = 81
 """Classes of regions in coco_captions, the background included."""
 
+_TEXT = 'must be "general_corpus" after the first'
+_POSITIONS = "NETWORK.VLBERT.max_position_embeddings less two"
+
 MLM_LOSSES = (("mlm_loss", "MLMLoss"),)
 MULTITASK_MLM_LOSSES = (("mlm_loss_wvc", "MLMLossWVC"), ("mlm_loss_aux", "MLMLossAUX"))
 
@@ -217,6 +220,7 @@ class PretrainConfig(ExperimentConfig):
     def _dataset_rules(self) -> list[Rule]:
         """Which datasets fit the model: one with images, and in a list texts after it."""
         network = self.NETWORK
+        longest = network.VLBERT.max_position_embeddings - 2
         first, *others = zip(self.datasets, self.dataset_keys, strict=True)
         image_data, image_key = first[0].DATASET, f"{first[1]}.DATASET"
         coco = image_data == "coco_captions"
@@ -233,12 +237,12 @@ class PretrainConfig(ExperimentConfig):
                 'must be a dataset with images, "conceptual_captions" or "coco_captions"',
             ),
             *(
-                (
-                    data.DATASET not in ("", "general_corpus"),
-                    f"{key}.DATASET",
-                    'must be "general_corpus" after the first',
-                )
+                rule
                 for data, key in others
+                for rule in (
+                    (data.DATASET not in ("", "general_corpus"), f"{key}.DATASET", _TEXT),
+                    (longest < data.SEQ_LEN, f"{key}.SEQ_LEN", f"must be at most {longest}, {_POSITIONS}"),
+                )
             ),
             (coco and network.WITH_REL_LOSS, "NETWORK.WITH_REL_LOSS", "must be false with coco_captions"),
             (

@@ -81,7 +81,9 @@ class PretrainTask(Task[PretrainConfig, PretrainBatch, PretrainOutputs]):
         losses = {}
         if outputs.relationship_logits is not None:
             logits = outputs.relationship_logits.float()
-            losses["relationship_loss"] = F.cross_entropy(logits, batch.relationship)
+            losses["relationship_loss"] = mean_or_zero(
+                F.cross_entropy(logits, batch.relationship, reduction="none")
+            )
         for words in self._words(outputs, batch):
             loss = F.cross_entropy(words.logits.float(), words.labels, reduction="none")
             if self.config.NETWORK.MLM_LOSS_NORM_IN_BATCH_FIRST:

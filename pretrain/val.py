@@ -22,8 +22,8 @@ def main() -> None:
     device, precision = prepare_device(args, task.config.GPUS)
     loader = build_split(task, "val")
     found = evaluate(task, load_model(task, checkpoint, device), loader, device, "val", precision)
-    name = args.result_name or task.config.MODEL_PREFIX
-    write_json(folder / f"{name}_{task.config.datasets[0].VAL_IMAGE_SET}.json", [found])
+    name = f"{args.result_name or task.config.MODEL_PREFIX}_{task.config.datasets[0].VAL_IMAGE_SET}.json"
+    write_json(folder / name, [found])
     if distributed.is_main():
         sys.stdout.writelines(f"{name}\t{value:.6f}\n" for name, value in found.items())
 

@@ -30,7 +30,7 @@ from scripts.toy.vocabulary import write_vocabulary
 logger = logging.getLogger(__name__)
 
 TASKS = ("vcr", "vqa", "refcoco", "pretrain")
-FORMAT = 1  # of the toy world; raise it whenever the same arguments give other files
+FORMAT = 2  # of the toy world; raise it whenever the same arguments give other files
 MANIFEST = "toy_world.json"
 COCO_CAPTIONS = 24
 

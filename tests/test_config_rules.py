@@ -90,6 +90,7 @@ def load(name, overrides):
         ("multitask", "DATASET.1.DATASET=conceptual_captions", "DATASET.1.DATASET"),
         ("multitask", "DATASET.1.DATASET=", "DATASET.1.DATASET"),
         ("multitask", "DATASET.0.DATASET=general_corpus", "DATASET.0.DATASET"),
+        ("multitask", "DATASET.1.SEQ_LEN=511", "DATASET.1.SEQ_LEN"),
         ("multitask", "VAL.BATCH_IMAGES=8", "VAL.BATCH_IMAGES"),
         ("multitask", "TEST.BATCH_IMAGES=[8,8,8]", "TEST.BATCH_IMAGES"),
         (
@@ -125,6 +126,7 @@ def test_it_is_refused_once_under_its_key(name, overrides, key):
             "multitask",
             "NETWORK.WITH_MLM_LOSS=false TRAIN.LOSS_LOGGERS=[[mvrc_loss,MVRCLoss]] TRAIN.LR_MULT=[]",
         ),
+        ("multitask", "DATASET.1.SEQ_LEN=510"),
         ("attention", "NETWORK.WITH_MVRC_LOSS=true NETWORK.VLBERT.visual_region_classes=81"),
     ],
 )
@@ -132,6 +134,13 @@ def test_it_is_accepted_in_silence(name, overrides, caplog):
     with caplog.at_level(logging.WARNING):
         load(name, overrides)
     assert caplog.messages == []
+
+
+def test_sections_are_counted_not_printed():
+    with pytest.raises(ConfigError, match=r"DATASET: a list of 2 sections: must be one dataset with"):
+        load("multitask", "MODULE=ResNetVLBERTForPretraining")
+    with pytest.raises(ConfigError, match=r"DATASET: one section: must be a list of datasets with"):
+        load("pretrain", "MODULE=ResNetVLBERTForPretrainingMultitask")
 
 
 def test_a_logger_without_its_loss_is_noted(caplog):

@@ -299,8 +299,14 @@ def shares_of_labels(
     """
     if not is_distributed() or not counts:
         return dict
+    # `full` fills on the device; `as_tensor` of a number would wait for all that the device has to do.
     own = torch.stack(
-        [torch.as_tensor(count, dtype=torch.float32, device=device) for count in counts.values()]
+        [
+            count.to(device, torch.float32)
+            if isinstance(count, Tensor)
+            else torch.full((), count, dtype=torch.float32, device=device)
+            for count in counts.values()
+        ]
     )
     total = own.clone()
     work = dist.all_reduce(total, async_op=True)

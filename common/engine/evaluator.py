@@ -15,7 +15,7 @@ from common.batch import Batch
 from common.config_types import Split
 from common.engine import distributed
 from common.engine.guard import explained_memory
-from common.engine.metrics import Metrics, loss_meter
+from common.engine.metrics import Metrics, loss_over
 from common.engine.precision import Precision, single
 from common.engine.task import PredictingTask, Task
 from common.engine.trainer import Loader, batches_of
@@ -53,6 +53,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Returns the metrics of a split over all processes, and the losses where the task validates them.
 
+    Losses are means over the labels of the split, whatever the batches.
+
     Args:
         task: tells the metrics.
         model: its network, on `device`.
@@ -67,9 +69,10 @@ def evaluate(
         with torch.inference_mode():
             values = task.metrics(outputs, batch, split)
             if loggers:
-                losses = task.losses(outputs, batch)
-                like = next(iter(losses.values()))
-                values = {**values, **{name: loss_meter(losses, key, like) for key, name in loggers}}
+                losses, counts = task.losses(outputs, batch), task.label_counts(batch)
+                none = next(iter(losses.values())).new_zeros(())
+                for key, name in loggers:
+                    values[name] = loss_over(losses.get(key, none), counts.get(key, 1))
             metrics.update(values)
     return metrics.compute()
 

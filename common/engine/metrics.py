@@ -114,6 +114,12 @@ def loss_meter(losses: Mapping[str, Tensor], key: str, like: Tensor) -> Ratio:
     return Ratio(losses[key].detach().mean() if key in losses else torch.zeros_like(one), one)
 
 
+def loss_over(loss: Tensor, count: Tensor | int) -> Ratio:
+    """A loss that is the mean over `count` labels, as a part of the mean over more of them."""
+    counted = torch.as_tensor(count, device=loss.device)
+    return Ratio(loss.detach() * counted, counted)
+
+
 class Metrics:
     """Running sums of metrics since the last reset, as float64 and int64 on the device.
 

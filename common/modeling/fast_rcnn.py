@@ -79,7 +79,7 @@ class ImageNormalizer(nn.Module):
 def _covered(areas: Ragged, x: Tensor, y: Tensor) -> Tensor:
     """(P, H, W) bool: the pixels of columns x (W,) and rows y (H,) inside one of the areas of their picture."""
     # The end is excluded, so that the zeros behind a row are empty areas.
-    ends = areas.values + areas.values.new_tensor([0, 0, 1, 1])
+    ends = torch.cat([areas.values[:, :2], areas.values[:, 2:] + 1], dim=1)
     left, top, right, bottom = Padding.of(areas.lengths).pad(ends)[..., None].unbind(2)
     columns = ((x >= left) & (x < right)).float()
     rows = ((y >= top) & (y < bottom)).float()

@@ -10,9 +10,7 @@ import numpy as np
 from scripts.toy.coco import image_index, write_pictures
 from scripts.toy.regions import write_regions
 from scripts.toy.world import (
-    PERSON,
     Scene,
-    Thing,
     generator,
     make_scene,
     pick,
@@ -22,19 +20,24 @@ from scripts.toy.world import (
     write_lines,
 )
 
-CAPTIONS_PER_PICTURE = 12
+CAPTIONS_PER_PICTURE = 2
+COUNTS = (1, 2, 2, 3)  # things of a scene
+REGIONS_PER_THING = (
+    2  # a hidden region can be told from the other one, as among a detector's overlapping boxes
+)
 
 
-def _phrase(thing: Thing) -> str:
-    if thing.kind is PERSON:
-        return f"a person in a {thing.colour} shirt"
-    return f"a {thing.colour} {thing.kind.noun}"
+def caption(scene: Scene, rng: np.random.Generator, article: str = "") -> str:
+    """A true text that names everything in a scene, such as `red ball left of blue person`.
 
-
-def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A true sentence about two things of a scene, such as `a red ball left of a person in a blue shirt`."""
-    one, other = (scene.things[int(i)] for i in rng.permutation(len(scene.things))[:2])
-    return f"{_phrase(one)} {one.relation(other) or 'and'} {_phrase(other)}"
+    The words are the same for all kinds, so what is said of a thing tells nothing of its kind.
+    """
+    things = [scene.things[int(i)] for i in rng.permutation(len(scene.things))]
+    phrases = [f"{article}{thing.colour} {thing.kind.noun}" for thing in things]
+    words = phrases[0]
+    for before, thing, phrase in zip(things, things[1:], phrases[1:], strict=False):
+        words += f" {before.relation(thing) or 'and'} {phrase}"
+    return words
 
 
 def write_conceptual_captions(root: Path, split: str, count: int, seed: int) -> None:
@@ -43,9 +46,10 @@ def write_conceptual_captions(root: Path, split: str, count: int, seed: int) -> 
     lines = []
     for start in progress(range(0, count, CAPTIONS_PER_PICTURE), f"captions {split}"):
         number = start // CAPTIONS_PER_PICTURE
-        scene = make_scene(rng, (2, 3, 4))
+        scene = make_scene(rng, COUNTS)
         save_picture(scene, rng, root / f"{split}_image" / f"{number:08d}.jpg")
-        write_regions(root / f"{split}_frcnn" / f"{number:08d}.json", number, scene, rng, classes=True)
+        path = root / f"{split}_frcnn" / f"{number:08d}.json"
+        write_regions(path, number, scene, rng, classes=True, found=REGIONS_PER_THING)
         files = f"{split}_image.zip@/{number:08d}.jpg", f"{split}_frcnn.zip@/{number:08d}.json"
         for _ in range(min(CAPTIONS_PER_PICTURE, count - start)):
             words = caption(scene, rng).split()
@@ -59,7 +63,7 @@ def write_coco_captions(root: Path, count: int, seed: int) -> None:
     pictures = write_pictures(root, "val2017", count, seed)
     annotations = []
     for i, picture in enumerate(pictures):
-        text = caption(picture.scene, rng).capitalize()
+        text = caption(picture.scene, rng, article="a ").capitalize()
         annotations.append({"id": i + 1, "image_id": picture.image_id, "caption": f"{text}."})
     index = {**image_index(pictures), "annotations": annotations}
     write_json(root / "annotations" / "captions_val2017.json", index)
@@ -72,6 +76,5 @@ def write_corpus(root: Path, count: int, seed: int) -> None:
         "bc1g.doc": ("yesterday i saw", "she painted", "he looked at the picture and saw"),
     }.items():
         rng = generator(seed, "corpus", name)
-        write_lines(
-            root / name, (f"{pick(rng, beginnings)} {caption(make_scene(rng), rng)} ." for _ in range(count))
-        )
+        said = (caption(make_scene(rng), rng, article="a ") for _ in range(count))
+        write_lines(root / name, (f"{pick(rng, beginnings)} {words} ." for words in said))

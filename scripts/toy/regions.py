@@ -38,7 +38,13 @@ def background_box(scene: Scene, rng: np.random.Generator) -> Box:
 
 
 def write_regions(
-    path: Path, image_id: int, scene: Scene, rng: np.random.Generator, count: int = 0, classes: bool = False
+    path: Path,
+    image_id: int,
+    scene: Scene,
+    rng: np.random.Generator,
+    count: int = 0,
+    classes: bool = False,
+    found: int = 1,
 ) -> None:
     """Writes the region file of a picture: its things and background, in random order.
 
@@ -47,15 +53,16 @@ def write_regions(
         image_id: Id of the picture.
         scene: What is in the picture.
         rng: Source of jitter, noise and order.
-        count: Number of regions; 0 means one more than there are things.
+        count: Number of regions; 0 means one more than those of the things.
         classes: Also write the class scores (N, 1601), rows summing to one.
+        found: Regions of each thing; several are boxed more loosely than one.
     """
     boxes, rows, tops = [], [], []
-    for region in rng.permutation(count or len(scene.things) + 1):
-        if region < len(scene.things):
-            thing = scene.things[region]
+    for region in rng.permutation(count or found * len(scene.things) + 1):
+        if region < found * len(scene.things):
+            thing = scene.things[region // found]
             kind, colour = KINDS.index(thing.kind), list(COLOURS).index(thing.colour)
-            boxes.append(jittered(thing.box, scene, rng, 2.0))
+            boxes.append(jittered(thing.box, scene, rng, 2.0 * found))
             rows.append(_DIRECTIONS[kind] + _DIRECTIONS[_COLOUR_ROWS[thing.colour]])
             tops.append(region_class(kind, colour))
         else:

@@ -145,6 +145,8 @@ def test_values_are_read_as_meant(text, key, value):
         ("TRAIN..LR=1", "must be KEY.PATH=VALUE"),
         ("SCALES=[1", "line 1: expected ',' or ']'"),
         ("SCALES.5=1", "SCALES has entries 0 to 1, not 5"),
+        ("SCALES.short=1", "SCALES is a list; name an entry, such as SCALES.0.short"),
+        ("DATASET.0.ZIP_MODE=true", "DATASET is not a list; use DATASET.ZIP_MODE"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_right(text, message):
@@ -242,6 +244,7 @@ def test_entries_of_a_dataset_list_are_checked_completed_and_overridden(write):
         "DATASET.1.SEQLEN=3": "DATASET.1.SEQLEN: unknown key; did you mean SEQ_LEN?",
         "DATASET.0.ZIP_MODE=2": "DATASET.0.ZIP_MODE: 2: must be true or false",
         "DATASET.2.ZIP_MODE=true": "DATASET has entries 0 to 1, not 2",
+        "DATASET.ZIP_MODE=true": "DATASET is a list; name an entry, such as DATASET.0.ZIP_MODE",
         "DATASET.0=": 'DATASET.0: "": must be a section of keys, or a list of two or more',
         "DATASET=[{}]": "DATASET: [{}]: must be a section of keys, or a list of two or more",
     }.items():

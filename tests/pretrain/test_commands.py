@@ -60,6 +60,16 @@ def test_validation_is_the_same_every_time(trained, capsys):
     assert other != found
 
 
+def test_losses_are_means_over_labels_whatever_the_batches(trained):
+    found = {}
+    for size in ("1", "5"):
+        flags = (*trained.model(), "--result-name", f"b{size}", "--bs", size)
+        assert trained.evaluate("val", *flags) == 0
+        (found[size],) = json.loads((trained.out / f"results/b{size}_val.json").read_text())
+    for name in ("MLMLossWVC", "MVRCLoss"):
+        assert found["1"][name] == pytest.approx(found["5"][name], rel=1e-5)
+
+
 def test_the_parameters_are_those_of_an_official_file(trained):
     state = torch.load(trained.checkpoint(), weights_only=True)["state_dict"]
     word_table, decoder = (

@@ -92,13 +92,13 @@ def test_the_metric_that_decides(name, changes, metric):
 
 
 def test_a_batch_of_texts_alone_can_be_evaluated():
-    task, inputs = thin_task("multitask"), batch(text(1, 4), text(2, 3))
+    task, inputs = thin_task("multitask", *ALL_LOSSES), batch(text(1, 4), text(2, 3))
     model = task.build_model().eval()
     with torch.no_grad():
         found = model(inputs)
     losses = task.losses(found, inputs)
     assert losses["mlm_loss_aux"] > 0
-    assert losses["mlm_loss_wvc"] == losses["mvrc_loss"] == 0
+    assert losses["mlm_loss_wvc"] == losses["mvrc_loss"] == losses["relationship_loss"] == 0
     total, count = task.metrics(found, inputs, "val")["MLMAccWVC"]
     assert (total, count) == (0, 0)
 
