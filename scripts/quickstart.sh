@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Draws the toy world, trains on it, validates and writes test files; no download of data, no GPU.
 # Run again after an interruption, it continues.
-# Usage: scripts/quickstart.sh [vcr | vqa | refcoco | all]
+# Usage: scripts/quickstart.sh [vcr | vqa | refcoco | pretrain | all]
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
-known=(vcr vqa refcoco)
+known=(vcr vqa refcoco pretrain)
 task=${1:-vcr}
 [[ $# -le 1 && " ${known[*]} all " == *" $task "* ]] || die "usage: $0 [TASK]; the tasks it knows: ${known[*]} all" 2
 [[ $task == all ]] && tasks=("${known[@]}") || tasks=("$task")
@@ -52,6 +52,20 @@ run_refcoco() { # RESULTS
     awk -v part="$split" '/ Accuracy: / { sub(/\.$/, "", $NF); printf "refcoco+ %s\t%.1f\t25\n", part, $NF; exit }' \
       "$1/$split.txt" >>"$summary"
   done
+}
+
+run_pretrain() { # RESULTS
+  local model=(--cfg cfgs/pretrain/toy_prec.yaml --model-dir . --gpus -1 --result-path "$1") words
+  say "Pre-training on captions with region features, and texts beside them"
+  train pretrain "${model[1]}"
+  say "Validating, and asking for words that only the picture tells: with it and without"
+  python pretrain/val.py "${model[@]}" | tee "$1/val.txt"
+  words=$(python -c 'from scripts.toy.world import COLOURS, KINDS; print(*COLOURS, *(k.noun for k in KINDS), sep=",")')
+  python scripts/probe_masked_words.py "${model[@]}" --words "$words" | tee "$1/seen.txt"
+  python scripts/probe_masked_words.py "${model[@]}" --words "$words" --blank-regions | tee "$1/blank.txt"
+  awk -F '\t' '$1 == "MVRCAccuracy" { printf "hidden regions\t%.1f\t-\n", 100 * $2 }' "$1/val.txt" >>"$summary"
+  awk -F '\t' '$1 == "overall" { share[FILENAME] = 100 * $2 }
+    END { printf "hidden words\t%.1f\t%.1f\n", share[ARGV[1]], share[ARGV[2]] }' "$1/seen.txt" "$1/blank.txt" >>"$summary"
 }
 
 say "Drawing the toy world into toy/"
