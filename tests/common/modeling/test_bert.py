@@ -14,9 +14,9 @@ LENGTHS = [Lengths.of([5, 1, 3]), Lengths.of([4, 4])]
 SIZES = {"hidden_size": 8, "num_heads": 2, "intermediate_size": 12, "activation": "gelu"}
 
 
-def encoder(dropout: float = 0.0) -> Encoder:
+def encoder(dropout: float = 0.0, attention_dropout: float = 0.0) -> Encoder:
     torch.manual_seed(0)
-    return Encoder(2, **SIZES, dropout=dropout, attention_dropout=dropout)
+    return Encoder(2, **SIZES, dropout=dropout, attention_dropout=attention_dropout)
 
 
 def encode(model: Encoder, x: torch.Tensor, lengths: Lengths, kernel: str):
@@ -63,8 +63,9 @@ def test_a_row_does_not_depend_on_the_others():
 
 
 @pytest.mark.parametrize("kernel", ["padded", "explicit"])
-def test_dropout_acts_in_training_only(kernel):
-    model, x, lengths = encoder(dropout=0.5), torch.randn(9, 8), LENGTHS[0]
+@pytest.mark.parametrize("dropout", [(0.5, 0.0), (0.0, 0.5)])
+def test_dropout_acts_in_training_only(kernel, dropout):
+    model, x, lengths = encoder(*dropout), torch.randn(9, 8), LENGTHS[0]
     assert not torch.equal(model(x, lengths, kernel=kernel).hidden, model(x, lengths, kernel=kernel).hidden)
     model.eval()
     assert torch.equal(model(x, lengths, kernel=kernel).hidden, model(x, lengths, kernel=kernel).hidden)
