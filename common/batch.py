@@ -10,6 +10,7 @@ sequences, H x W picture canvas, M instance-mask side, F width of a precomputed 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -85,6 +86,10 @@ class Lengths(Record):
         index = torch.arange(self.total, device=self.tensor.device)
         return index - self.starts[self.rows()]
 
+    def split(self, values: Tensor) -> list[Tensor]:
+        """Cuts a ragged tensor (total, ...) into its rows."""
+        return list(torch.split(values, list(self.sizes)))
+
     def repeat(self, rows: Lengths) -> Lengths:
         """Repeats row i `rows.sizes[i]` times: the lengths of boxes as every text sequence sees them."""
         sizes = tuple(size for size, times in zip(self.sizes, rows.sizes, strict=True) for _ in range(times))
@@ -141,6 +146,12 @@ class TextSequence:
     ids: NDArray[np.int64]
     types: NDArray[np.int64]
     tags: NDArray[np.int64]
+
+    @classmethod
+    def plain(cls, ids: Sequence[int]) -> TextSequence:
+        """Tokens of one segment that look at the whole image."""
+        numbers = np.array(ids, dtype=np.int64)
+        return cls(numbers, np.zeros_like(numbers), np.zeros_like(numbers))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -229,3 +240,8 @@ class Batch(Record):
     def num_samples(self) -> int:
         """Samples in this batch."""
         return len(self.record_ids)
+
+    @property
+    def num_pictures(self) -> int:
+        """P, the samples that are not text alone; they come first."""
+        return sum(size > 0 for size in self.num_boxes.sizes)

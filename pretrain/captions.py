@@ -6,8 +6,8 @@ Data spec 1.6, 1.7, 4.4, 4.5.
 from __future__ import annotations
 
 import random
-import re
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -16,17 +16,19 @@ import torch.nn.functional as F
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from torch import Tensor
 
+from common.batch import TextSequence
 from common.config_types import Split
 from common.data.coco import CLASS_NAMES, CocoIndex, first_captions
-from common.data.masking import mask_regions, truncated_lengths
+from common.data.masking import mask_regions, truncated_lengths, without_hidden
 from common.data.picture import Picture, read_picture
-from common.data.regions import RegionFiles, Regions, place_of
+from common.data.region_json import Regions
+from common.data.regions import RegionFiles, place_of, plain_path, plain_region_path, with_whole_image
 from common.data.store import JsonLines, Store
 from common.data.tokenization import Tokenizer
 from common.data.transforms import place_boxes
 from common.errors import ConfigError, DataError, did_you_mean
 from pretrain.config import PretrainConfig, PretrainDatasetConfig
-from pretrain.dataset import PretrainDataset, PretrainSample, int64, plain_text
+from pretrain.dataset import PretrainDataset, PretrainSample, int64
 
 SPLITS = ["train", "val"]
 COCO_YEAR = 2017
@@ -85,6 +87,10 @@ class PictureDataset(PretrainDataset):
     def regions(self, record: Captioned) -> Regions:
         """Reads the regions of a picture with their class scores, the most important one first."""
 
+    def described(self, index: int) -> tuple[str, Sequence[str]]:
+        """Returns the path of a picture."""
+        return self.captioned(index).image, ()
+
     def load(self, index: int, rng: random.Random) -> PretrainSample:
         """Reads one picture.
 
@@ -96,7 +102,7 @@ class PictureDataset(PretrainDataset):
         other = self._draw_caption(index, rng)
         text = self.masked(self._words(record if other == index else self.captioned(other)), rng)
         found = self.regions(record)
-        hidden, labelled = self._mask(found, rng)
+        hidden, labelled = self._mask(record, found, rng)
         picture = self._picture(record, found, flipped)
         boxes, features = self._with_whole(found, picture, hidden)
         boxes = place_boxes(boxes, picture.im_info, flipped=flipped)
@@ -113,7 +119,7 @@ class PictureDataset(PretrainDataset):
             canvas=picture.size[::-1],
             im_info=picture.im_info,
             boxes=boxes[:count],
-            texts=(plain_text([self._tokenizer.cls_id, *text.ids, self._tokenizer.sep_id]),),
+            texts=(TextSequence.plain([self._tokenizer.cls_id, *text.ids, self._tokenizer.sep_id]),),
             box_features=None if features is None else features[:count],
             relationship=int64([other == index]),
             word_places=int64(text.places) + 1,
@@ -138,7 +144,7 @@ class PictureDataset(PretrainDataset):
             raise DataError(f"the caption of {record.name} has no word")
         return words
 
-    def _mask(self, found: Regions, rng: random.Random) -> tuple[Tensor, Tensor]:
+    def _mask(self, record: Captioned, found: Regions, rng: random.Random) -> tuple[Tensor, Tensor]:
         """Returns which of n regions the model must not see, and which it must classify, both (n,) bool."""
         count = len(found.boxes)
         if not self._network.WITH_MVRC_LOSS:
@@ -146,8 +152,8 @@ class PictureDataset(PretrainDataset):
         assert found.classes is not None
         if count and found.classes.shape[1] != self.num_classes:
             raise DataError(
-                f"its regions have {found.classes.shape[1]} class scores; NETWORK.VLBERT.visual_region_classes is "
-                f"{self.num_classes}"
+                f"{record.regions or record.image}: its regions have {found.classes.shape[1]} class scores; "
+                f"NETWORK.VLBERT.visual_region_classes is {self.num_classes}"
             )
         hidden, labelled = mask_regions(count, rng)
         return torch.tensor(hidden, dtype=torch.bool), torch.tensor(labelled, dtype=torch.bool)
@@ -173,17 +179,11 @@ class PictureDataset(PretrainDataset):
 
     def _with_whole(self, found: Regions, picture: Picture, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns boxes (n, 4) in original pixels, the whole image first, and their features (n, F) if any."""
-        boxes, features = found.boxes, found.features
-        if not self._data.ADD_IMAGE_AS_A_BOX:
-            if not len(boxes):
-                raise DataError("it has no regions, and DATASET.ADD_IMAGE_AS_A_BOX is off")
-            return boxes, features
-        if features is not None:
-            whole = features.mean(dim=0) if len(features) else features.new_zeros(features.shape[1])
-            if self._network.WITH_MVRC_LOSS:
-                whole = without_hidden(whole, features, hidden)
-            features = torch.cat([whole[None], features])
-        return torch.cat([boxes.new_tensor([picture.whole]), boxes]), features
+        mean = found._replace(image_feature=None)
+        boxes, features = with_whole_image(mean, picture, add=self._data.ADD_IMAGE_AS_A_BOX)
+        if features is not None and len(features) > len(hidden) and self._network.WITH_MVRC_LOSS:
+            features[0] = without_hidden(features[0], features[1:], hidden)
+        return boxes, features
 
     def _labels(self, found: Regions, chosen: Tensor) -> Tensor:
         """Returns the class scores (r, C) of the chosen regions."""
@@ -191,23 +191,6 @@ class PictureDataset(PretrainDataset):
             return torch.zeros(0, self.num_classes)
         assert found.classes is not None
         return found.classes[chosen]
-
-
-def without_hidden(whole: Tensor, features: Tensor, hidden: Tensor) -> Tensor:
-    """Takes what must not be seen out of the feature of the whole image (data spec 4.4 step 7).
-
-    Args:
-        whole: (F,) mean of all features.
-        features: (n, F) those of the regions.
-        hidden: (n,) bool.
-
-    Returns:
-        (F,), zeros where nothing is left.
-    """
-    seen = len(features) - int(hidden.sum())
-    if not seen:
-        return torch.zeros_like(whole)
-    return (whole * len(features) - features[hidden].sum(dim=0)) / (seen + 1e-5)
 
 
 def _not_one_text(value: Any) -> Any:
@@ -224,16 +207,6 @@ class CaptionRecord(BaseModel):
     image: str
     caption: Annotated[list[str], BeforeValidator(_not_one_text)]
     frcnn: str
-
-
-def plain_path(path: str) -> str:
-    """Turns a path in an archive (`x.zip@/y`) into that of the unpacked file (`x/y`)."""
-    return path.replace(".zip@", "")
-
-
-def plain_region_path(path: str) -> str:
-    """`plain_path` of a region file, whose archive may be one of four parts: `x.0.zip@/y` was unpacked to `x/y`."""
-    return plain_path(re.sub(r"\.[0-3](?=\.zip@)", "", path))
 
 
 class CaptionDataset(PictureDataset):
@@ -253,7 +226,7 @@ class CaptionDataset(PictureDataset):
             self._check_places(self.captioned(0))
 
     def _check_places(self, record: Captioned) -> None:
-        self._region_files.check(record.regions)
+        self._region_files.check(record.regions, classes=True)
         if self.reads_pixels:
             self._store.check(place_of(record.image))
 
@@ -322,6 +295,11 @@ class CocoCaptionDataset(PictureDataset):
         image_id = int(self._ids[index])
         path = f"{self._images}/{self._coco.file_name(image_id)}"
         return Captioned(str(image_id), path, self._captions[image_id])
+
+    def described(self, index: int) -> tuple[str, Sequence[str]]:
+        """Returns the path of a picture and the classes of its annotated objects."""
+        classes = self._coco.classes(int(self._ids[index]))
+        return self.captioned(index).image, [CLASS_NAMES[number] for number in classes]
 
     def regions(self, record: Captioned) -> Regions:
         """Looks up the annotated boxes, in the order of the file."""

@@ -212,7 +212,7 @@ class PretrainConfig(ExperimentConfig):
             (
                 not trains and self.TRAIN.END_EPOCH > 0,
                 "TRAIN.END_EPOCH",
-                f"must be 0 with {ATTENTION}, which has nothing to train",
+                f"must be 0 with {ATTENTION}, which has nothing to train; another MODULE does",
             ),
             (self.TRAIN.ASPECT_GROUPING, "TRAIN.ASPECT_GROUPING", "must be false in pretrain"),
         ]

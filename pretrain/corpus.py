@@ -6,12 +6,13 @@ import random
 
 import torch
 
+from common.batch import TextSequence
 from common.config_types import Split
 from common.data.index import TextLines
 from common.data.tokenization import Tokenizer
 from common.errors import ConfigError, DataError
 from pretrain.config import PretrainConfig, PretrainDatasetConfig
-from pretrain.dataset import PretrainDataset, PretrainSample, int64, plain_text
+from pretrain.dataset import PretrainDataset, PretrainSample, int64
 
 FEATURE_DIM = 2048
 
@@ -66,7 +67,7 @@ class CorpusDataset(PretrainDataset):
             canvas=(0, 0),
             im_info=torch.zeros(4),
             boxes=torch.zeros(0, 4),
-            texts=(plain_text(text.ids),),
+            texts=(TextSequence.plain(text.ids),),
             box_features=None if self.reads_pixels else torch.zeros(0, FEATURE_DIM),
             relationship=int64([]),
             word_places=int64(text.places),

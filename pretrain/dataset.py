@@ -6,11 +6,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from common.batch import Batch, Ragged, Sample, TextSequence, counted, index_into, ragged
+from common.batch import Batch, Ragged, Sample, counted, index_into, ragged
 from common.config_types import Split
 from common.data.dataset import VisualLinguisticDataset
 from common.data.masking import MaskedText, mask_words, replacement_words
@@ -66,11 +65,6 @@ class PretrainBatch(Batch):
     hidden: Tensor = ragged()
     blanks: Ragged | None = counted()
 
-    @property
-    def num_pictures(self) -> int:
-        """P, the samples that are not text alone; they come first."""
-        return sum(size > 0 for size in self.num_boxes.sizes)
-
 
 class PretrainDataset(VisualLinguisticDataset[PretrainSample]):
     """A dataset whose words are masked anew in every epoch. `DATASET.ON_BAD_DATA: skip` concerns training alone.
@@ -121,12 +115,6 @@ class PretrainDataset(VisualLinguisticDataset[PretrainSample]):
         if self._network.WITH_MLM_LOSS:
             return mask_words(words, self._tokenizer, rng, self._replacements)
         return MaskedText([piece for word in words for piece in self._tokenizer.word_ids(word)], [], [])
-
-
-def plain_text(ids: Sequence[int]) -> TextSequence:
-    """Tokens of one segment that look at the whole image."""
-    numbers = np.array(ids, dtype=np.int64)
-    return TextSequence(numbers, np.zeros_like(numbers), np.zeros_like(numbers))
 
 
 def int64(numbers: Sequence[int]) -> Tensor:

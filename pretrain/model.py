@@ -41,7 +41,7 @@ class PretrainOutputs:
 
 
 class MaskedVLBERT(VisualLinguisticModel):
-    """What the pre-training models share: regions may be hidden, and texts may stand alone.
+    """What the pre-training models share: regions of a `PretrainBatch` may be hidden, and texts may stand alone.
 
     Args:
         image_feature_extractor: the region branch.
@@ -84,10 +84,11 @@ class MaskedVLBERT(VisualLinguisticModel):
 
     def region_features(self, batch: Batch) -> RegionFeatures | None:
         """Features of every box, the hidden ones replaced; None for texts alone."""
-        assert isinstance(batch, PretrainBatch)
         assert self.image_feature_extractor is not None
         if not batch.num_pictures:
             return None
+        if not isinstance(batch, PretrainBatch):
+            return super().region_features(batch)
         table = self.object_mask_visual_embedding
         features: RegionFeatures = self.image_feature_extractor(
             batch,
@@ -108,9 +109,8 @@ class MaskedVLBERT(VisualLinguisticModel):
     def region_words(self, batch: Batch, region_box: Tensor, region_sequence: Tensor) -> Tensor:
         """See `VisualLinguisticModel`; hidden regions have a word of their own."""
         words = super().region_words(batch, region_box, region_sequence)
-        if self.object_mask_word_embedding is None:
+        if self.object_mask_word_embedding is None or not isinstance(batch, PretrainBatch):
             return words
-        assert isinstance(batch, PretrainBatch)
         return torch.where(batch.hidden[region_box, None], self.object_mask_word_embedding.weight, words)
 
 
@@ -164,7 +164,7 @@ class ResNetVLBERTForAttentionVis(MaskedVLBERT):
             **_shared_arguments(config, reads_texts=True),
         )
 
-    def forward(self, batch: PretrainBatch) -> Encoded:
+    def forward(self, batch: Batch) -> Encoded:
         """Encodes the batch and keeps every layer and every attention map."""
         return self.encode(batch, self.region_features(batch), kernel="explicit", all_layers=True)
 

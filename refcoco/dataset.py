@@ -178,8 +178,7 @@ class RefCOCODataset(VisualLinguisticDataset[RefCOCOSample]):
         ids = self._ids[self._starts[index] : self._starts[index + 1]].tolist()
         tokenizer = self._tokenizer
         pieces = tokenizer.mirrored(ids) if flipped else ids
-        sequence = np.array([tokenizer.cls_id, *pieces, tokenizer.sep_id])
-        return TextSequence(sequence, np.zeros_like(sequence), np.zeros_like(sequence))
+        return TextSequence.plain([tokenizer.cls_id, *pieces, tokenizer.sep_id])
 
     def _candidates(self, expression: Expression, picture: Picture) -> tuple[Tensor, int]:
         """Returns the (n, 4) float32 boxes in original pixels, and which of them is the target's annotation.

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from common.batch import Batch
 from common.modeling.bert import Kernel
 from common.modeling.fast_rcnn import FastRCNN
 from common.modeling.heads import init_xavier, region_classifier
 from common.modeling.visual_linguistic_bert import VisualLinguisticBert
 from common.modeling.visual_linguistic_model import VisualLinguisticModel
 from refcoco.config import RefCOCOConfig
-from refcoco.dataset import RefCOCOBatch
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ResNetVLBERT(VisualLinguisticModel):
             final_mlp=head,
         )
 
-    def forward(self, batch: RefCOCOBatch, *, kernel: Kernel = "auto") -> RefCOCOOutputs:
+    def forward(self, batch: Batch, *, kernel: Kernel = "auto") -> RefCOCOOutputs:
         """Scores every box of every image; images have one sentence each, so regions come in the order of boxes."""
         encoded = self.encode(batch, self.region_features(batch), kernel=kernel)
         return RefCOCOOutputs(self.final_mlp(encoded.regions()).squeeze(1))

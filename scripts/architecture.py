@@ -21,7 +21,8 @@ FLOORS = (
     ("common.data", "common.modeling"),
     ("common.engine",),
     TASKS,
-    ("scripts", "viz"),
+    ("vl_bert",),
+    ("data", "scripts", "viz", "figs"),
     ("benchmarks",),
 )
 PACKAGES = (
@@ -30,9 +31,12 @@ PACKAGES = (
     "common/engine",
     "common",
     *TASKS,
+    "vl_bert",
+    "data",
     "scripts",
-    "benchmarks",
     "viz",
+    "figs",
+    "benchmarks",
     "tests",
 )
 

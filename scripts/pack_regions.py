@@ -10,28 +10,22 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import time
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 if __package__ in (None, ""):  # run as a file: the folder above holds the packages
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
 from common.data.packed_regions import PackedHeader
-from common.data.packed_writer import PackedWriter
+from common.data.packed_writer import PackedWriter, packed_file
 from common.data.region_json import json_regions
 from common.data.regions import place_name
-from common.data.store import Store, split_archive
+from common.data.store import Store, files_in
 from common.engine.main import run
 from common.errors import DataError, UsageError
+from common.progress import shown
 
 logger = logging.getLogger(__name__)
-
-SECONDS_PER_LINE = 10.0
 
 
 def region_files(sources: Sequence[str]) -> dict[str, str]:
@@ -49,7 +43,7 @@ def region_files(sources: Sequence[str]) -> dict[str, str]:
     files: dict[str, str] = {}
     for place in places:
         empty = True
-        for path in _json_files(place):
+        for path in files_in(place, [".json"]):
             key, empty = PurePosixPath(path).stem, False
             if key in files:
                 raise UsageError(f"{path} and {files[key]} have the same id; pack them into two files")
@@ -57,22 +51,6 @@ def region_files(sources: Sequence[str]) -> dict[str, str]:
         if empty:
             raise DataError(f"{place}: has no json files; expected one for each picture")
     return files
-
-
-def _json_files(place: str) -> Iterator[str]:
-    parts = split_archive(place)
-    if parts is None:
-        yield from sorted(str(path) for path in Path(place).iterdir() if path.suffix == ".json")
-        return
-    archive, inner = parts
-    try:
-        with zipfile.ZipFile(archive) as file:
-            members = sorted(file.namelist())
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{archive}: the archive is damaged ({error}); copy or download it again") from error
-    for member in members:
-        if member.endswith(".json") and (not inner or member.startswith(f"{inner}/")):
-            yield f"{archive}@/{member}"
 
 
 def pack(sources: Sequence[str], out: Path, header: PackedHeader, *, skip_bad: bool = False) -> None:
@@ -88,24 +66,13 @@ def pack(sources: Sequence[str], out: Path, header: PackedHeader, *, skip_bad: b
         UsageError: `out` is there already, or the arguments do not fit together.
         DataError: a source or a region file cannot be used, or `out` cannot be written.
     """
-    if out.exists():
-        raise UsageError(f"--out {out}: is there already; remove it or name another file")
     files = region_files(sources)
     header = header.model_copy(update={"sources": tuple(sorted({place_name(source) for source in sources}))})
-    partial = out.with_name(f"{out.name}.partial")
-    try:
-        partial.touch()
-        with partial.open("r+b") as file:
-            writer = PackedWriter(file, header)
-            left_out = _add_all(writer, files, header, skip_bad=skip_bad)
-            if not writer.offsets:
-                raise DataError(f"{', '.join(sources)}: none of {len(files)} region files can be used")
-            writer.finish(left_out)
-        partial.replace(out)
-    except OSError as error:
-        raise DataError(
-            f"{partial}: cannot be written ({error.strerror}); once it can, the same command continues"
-        ) from error
+    with packed_file(out, header) as writer:
+        left_out = _add_all(writer, files, header, skip_bad=skip_bad)
+        if not writer.offsets:
+            raise DataError(f"{', '.join(sources)}: none of {len(files)} region files can be used")
+        writer.finish(left_out)
     logger.info(
         "%s: %d pictures, %d left out, %d bytes", out, len(writer.offsets), left_out, out.stat().st_size
     )
@@ -117,7 +84,7 @@ def _add_all(writer: PackedWriter, files: Mapping[str, str], header: PackedHeade
         raise UsageError(f"the partial file holds {min(gone)}, which no source has any more; remove it")
     store = Store()
     left_out = 0
-    for key in _progress([key for key in files if key not in writer.offsets]):
+    for key in shown([key for key in files if key not in writer.offsets], "picture"):
         path = files[key]
         try:
             record = store.json(path)
@@ -131,20 +98,6 @@ def _add_all(writer: PackedWriter, files: Mapping[str, str], header: PackedHeade
             logger.warning("left out: %s", message)
             left_out += 1
     return left_out
-
-
-def _progress(items: Sequence[str]) -> Iterator[str]:
-    """The items, with a bar on a terminal, else with a line now and then."""
-    if sys.stderr.isatty():
-        with logging_redirect_tqdm():
-            yield from tqdm(items, unit="picture")
-        return
-    told = time.monotonic()
-    for number, item in enumerate(items):
-        if time.monotonic() - told >= SECONDS_PER_LINE:
-            told = time.monotonic()
-            logger.info("%d of %d pictures", number, len(items))
-        yield item
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,7 +4,9 @@ import pytest
 
 from scripts import architecture
 
-PRODUCT = architecture.python_files("common", *architecture.TASKS, "scripts", "benchmarks", "viz")
+PRODUCT = architecture.python_files(
+    "common", *architecture.TASKS, "vl_bert", "data", "scripts", "viz", "figs", "benchmarks"
+)
 
 
 def test_imports_only_go_down_a_floor():
@@ -23,8 +25,10 @@ def test_no_eight_lines_stand_in_two_files():
 
 @pytest.mark.parametrize("task", architecture.TASKS)
 def test_a_task_holds_only_what_differs(task):
-    # Lines of code: nobody shall save on documentation.
-    assert sum(len(architecture.code_lines(path)) for path in architecture.python_files(task)) <= 700
+    # Lines of code: nobody shall save on documentation. What uses a trained model is counted apart.
+    lines = {path.name: len(architecture.code_lines(path)) for path in architecture.python_files(task)}
+    assert lines.pop("predict.py") <= 120
+    assert sum(lines.values()) <= 700
 
 
 def test_the_trainer_is_small():

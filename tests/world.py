@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
+from common.config import load_config
+from common.config_types import Split
+from common.engine.build import build_split, load_model
 from common.engine.main import run, train_net, train_parser
 from scripts.make_toy_data import ToyWorld, make_toy_data
 
@@ -83,10 +87,13 @@ class CommandWorld:
         return run(lambda: train_net(train_parser("").parse_args(argv), self.task))
 
     def evaluate(self, command: str, *flags: str, changes: tuple[str, ...] = ()) -> int:
-        argv = [command, "--result-path", str(self.out / "results"), *flags, *self.settings(list(changes))]
+        return self.command(command, "--result-path", str(self.out / "results"), *flags, changes=changes)
+
+    def command(self, name: str, *flags: str, changes: tuple[str, ...] = ()) -> int:
+        argv = [name, *flags, *self.settings(list(changes))]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", argv)
-            return run(self.commands[command])
+            return run(self.commands[name])
 
     def checkpoint(self) -> Path:
         """The best checkpoint of the task's toy configuration."""
@@ -95,6 +102,17 @@ class CommandWorld:
     def model(self, path: Path | None = None) -> tuple[str, ...]:
         """Flags that name the model."""
         return ("--cfg", str(self.cfg), "--ckpt", str(path or self.checkpoint()))
+
+    def overrides(self, *changes: str) -> list[str]:
+        """The settings of this world, for functions that take a list of them."""
+        return self.settings(list(changes))[1::2]
+
+    def scored(self, cfg: Path, checkpoint: Path, split: Split, *changes: str) -> list[tuple[Any, Any]]:
+        """Batches of a split, and what the model of a checkpoint makes of them."""
+        task = self.task(load_config(self.task.config_class, cfg, self.overrides(*changes)))
+        model = load_model(task, checkpoint, torch.device("cpu"))
+        with torch.inference_mode():
+            return [(batch, model(batch)) for batch in build_split(task, split)]
 
     def leftovers(self) -> list[str]:
         """Checkpoints, results and temporary files that a run has written."""

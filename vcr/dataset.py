@@ -19,7 +19,7 @@ from common.config_types import Split
 from common.data.coco import CLASS_INDEX
 from common.data.dataset import VisualLinguisticDataset
 from common.data.instance_masks import instance_mask
-from common.data.picture import read_picture
+from common.data.picture import Picture, read_picture
 from common.data.store import JsonLines, Store, parse_model
 from common.data.tokenization import Tokenizer
 from common.data.transforms import fixed_canvas, place_boxes
@@ -69,12 +69,13 @@ class VCRRecord(BaseModel):
 
 
 class VCRMetadata(BaseModel):
-    """What the detector found in a picture: x1, y1, x2, y2, score and polygons of every object."""
+    """What the detector found in a picture: x1, y1, x2, y2, score, polygons and class of every object."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
     boxes: list[ScoredBox]
     segms: list[list[list[tuple[FiniteFloat, FiniteFloat]]]]
+    names: list[str] = []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,119 @@ class VCRBatch(Batch):
         return self.text.per_image.sizes[0] // NUM_CHOICES
 
 
+class VCRReader:
+    """Turns an annotation and the objects of a picture into what the model reads.
+
+    Args:
+        config: the experiment.
+        tokenizer: BERT's.
+        cut: whether QA2R texts are cut to the limit, as everywhere but in test mode (as the reference).
+    """
+
+    def __init__(self, config: VCRConfig, tokenizer: Tokenizer, *, cut: bool) -> None:
+        self._data = config.DATASET
+        self._network = config.NETWORK
+        self._scales = config.SCALES
+        self._tokenizer = tokenizer
+        self._cut = cut
+
+    def sample(
+        self,
+        index: int,
+        record: VCRRecord,
+        picture: Picture,
+        regions: tuple[Tensor, Tensor, Tensor],
+        *,
+        name_offset: int,
+        flipped: bool = False,
+        label: Tensor | None = None,
+    ) -> VCRSample:
+        """Puts an item together; `regions` as the method of that name returns them."""
+        boxes, classes, masks = regions
+        conditions, choices = self.texts(record, name_offset)
+        return VCRSample(
+            index=index,
+            record_id=record.annot_id,
+            image=picture.pixels,
+            canvas=fixed_canvas(*picture.size, self._scales),
+            im_info=picture.im_info,
+            boxes=place_boxes(boxes, picture.im_info, flipped=flipped),
+            texts=tuple(
+                assemble_text(
+                    condition,
+                    choice,
+                    cls_id=self._tokenizer.cls_id,
+                    sep_id=self._tokenizer.sep_id,
+                    answer_first=self._network.ANSWER_FIRST,
+                    one_sentence=self._network.QA_ONE_SENT,
+                )
+                for condition in conditions
+                for choice in choices
+            ),
+            box_classes=classes,
+            box_masks=masks.flip(-1) if flipped else masks,
+            label=label,
+        )
+
+    def texts(self, record: VCRRecord, name_offset: int) -> tuple[list[Tokens], list[Tokens]]:
+        """Tokenises a record and cuts its texts to the limit, except in QA2R test mode (as the reference).
+
+        Returns:
+            What each choice follows: the question, with the right answer in QA2R (in test mode with each
+            answer; under `DATASET.QA2R_NOQ` the answer alone); and the four choices.
+        """
+        plain_tag = 0 if self._data.ADD_IMAGE_AS_A_BOX else -1
+        known = mentions(record.objects, self.kept(record), name_offset, plain_tag + 1)
+
+        def tokens(words: Words) -> Tokens:
+            align = self._data.BASIC_ALIGN
+            return tokenize_words(words, known, self._tokenizer, plain_tag=plain_tag, basic_align=align)
+
+        question = tokens(record.question)
+        answers = [tokens(words) for words in record.answer_choices]
+        if self._data.TASK == "Q2A":
+            length, lengths = answer_lengths(len(question), [len(answer) for answer in answers])
+            return [question.first(length)], list(map(Tokens.first, answers, lengths))
+        assert record.rationale_choices is not None, "checked on opening"
+        rationales = [tokens(words) for words in record.rationale_choices]
+        if self._cut:
+            assert record.answer_label is not None, "checked on opening"
+            answer = answers[record.answer_label]
+            sizes = [len(rationale) for rationale in rationales]
+            length, answer_length, lengths = rationale_lengths(len(question), len(answer), sizes)
+            question, answers = question.first(length), [answer.first(answer_length)]
+            rationales = list(map(Tokens.first, rationales, lengths))
+        return answers if self._data.QA2R_NOQ else [question + answer for answer in answers], rationales
+
+    def kept(self, record: VCRRecord) -> Sequence[int]:
+        """Returns the objects that take part, in the order of their boxes."""
+        if not self._data.ONLY_USE_RELEVANT_DETS:
+            return range(len(record.objects))
+        rationales = record.rationale_choices if self._data.TASK == "QA2R" else None
+        return referenced_objects([record.question, *record.answer_choices, *(rationales or [])])
+
+    def regions(
+        self, record: VCRRecord, found: VCRMetadata, whole: tuple[int, int, int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns boxes (n, 4) in original pixels, classes (n,) and instance masks (n, M, M)."""
+        size = (self._data.MASK_SIZE, self._data.MASK_SIZE)
+        kept = self.kept(record)
+        boxes = [found.boxes[place][:4] for place in kept]
+        classes = [CLASS_INDEX.get(record.objects[place], 0) for place in kept]
+        masks = [instance_mask(found.segms[place], found.boxes[place], size) for place in kept]
+        if self._data.ADD_IMAGE_AS_A_BOX:
+            boxes.insert(0, whole)
+            classes.insert(0, 0)
+            masks.insert(0, np.ones(size, dtype=np.bool_))
+        if not boxes:
+            raise DataError("no object takes part, and DATASET.ADD_IMAGE_AS_A_BOX is off")
+        return (
+            torch.tensor(boxes, dtype=torch.float32),
+            torch.tensor(classes),
+            torch.from_numpy(np.stack(masks)),
+        )
+
+
 class VCRDataset(VisualLinguisticDataset[VCRSample]):
     """The questions of one split.
 
@@ -117,6 +231,7 @@ class VCRDataset(VisualLinguisticDataset[VCRSample]):
         tokenizer: BERT's.
 
     Attributes:
+        reader: turns records into samples.
         records: the annotations.
         name_offsets: (N,) number of the first person's name in each record, outside training.
 
@@ -130,12 +245,12 @@ class VCRDataset(VisualLinguisticDataset[VCRSample]):
         data = config.DATASET
         assert data.TASK != "Q2AR", "the configuration rules this out"
         super().__init__(seed=config.RNG_SEED, on_bad_data=data.ON_BAD_DATA if split == "train" else "raise")
-        self._data = data
-        self._network = config.NETWORK
+        self.reader = VCRReader(config, tokenizer, cut=split != "test")
+        self._task = data.TASK
+        self._reads_pixels = not config.NETWORK.BLIND
         self._scales = config.SCALES
         self._split = split
         self._flip_prob = config.loop(split).FLIP_PROB
-        self._tokenizer = tokenizer
         root, image_set = Path(data.DATASET_PATH), data.image_set(split)
         self._images = str(root / (f"{image_set}.zip@/{image_set}" if data.ZIP_MODE else image_set))
         self._store = Store([self._images], data.cache)
@@ -162,75 +277,22 @@ class VCRDataset(VisualLinguisticDataset[VCRSample]):
             f"{self._images}/{record.img_fn}",
             self._scales,
             flipped=flipped,
-            decode=not self._network.BLIND,
+            decode=self._reads_pixels,
         )
-        boxes, classes, masks = self._regions(record, picture.whole)
-        label = record.answer_label if self._data.TASK == "Q2A" else record.rationale_label
-        conditions, choices = self.texts(record, name_offset)
-        return VCRSample(
-            index=index,
-            record_id=record.annot_id,
-            image=picture.pixels,
-            canvas=fixed_canvas(*picture.size, self._scales),
-            im_info=picture.im_info,
-            boxes=place_boxes(boxes, picture.im_info, flipped=flipped),
-            texts=tuple(
-                assemble_text(
-                    condition,
-                    choice,
-                    cls_id=self._tokenizer.cls_id,
-                    sep_id=self._tokenizer.sep_id,
-                    answer_first=self._network.ANSWER_FIRST,
-                    one_sentence=self._network.QA_ONE_SENT,
-                )
-                for condition in conditions
-                for choice in choices
-            ),
-            box_classes=classes,
-            box_masks=masks.flip(-1) if flipped else masks,
+        label = record.answer_label if self._task == "Q2A" else record.rationale_label
+        return self.reader.sample(
+            index,
+            record,
+            picture,
+            self.reader.regions(record, self._metadata(record), picture.whole),
+            name_offset=name_offset,
+            flipped=flipped,
             label=None if self._split == "test" else torch.tensor(label),
         )
 
-    def texts(self, record: VCRRecord, name_offset: int) -> tuple[list[Tokens], list[Tokens]]:
-        """Tokenises a record and cuts its texts to the limit, except in QA2R test mode (as the reference).
-
-        Returns:
-            What each choice follows: the question, with the right answer in QA2R (in test mode with each
-            answer; under `DATASET.QA2R_NOQ` the answer alone); and the four choices.
-        """
-        plain_tag = 0 if self._data.ADD_IMAGE_AS_A_BOX else -1
-        known = mentions(record.objects, self._kept(record), name_offset, plain_tag + 1)
-
-        def tokens(words: Words) -> Tokens:
-            align = self._data.BASIC_ALIGN
-            return tokenize_words(words, known, self._tokenizer, plain_tag=plain_tag, basic_align=align)
-
-        question = tokens(record.question)
-        answers = [tokens(words) for words in record.answer_choices]
-        if self._data.TASK == "Q2A":
-            length, lengths = answer_lengths(len(question), [len(answer) for answer in answers])
-            return [question.first(length)], list(map(Tokens.first, answers, lengths))
-        assert record.rationale_choices is not None, "checked on opening"
-        rationales = [tokens(words) for words in record.rationale_choices]
-        if self._split != "test":
-            assert record.answer_label is not None, "checked on opening"
-            answer = answers[record.answer_label]
-            sizes = [len(rationale) for rationale in rationales]
-            length, answer_length, lengths = rationale_lengths(len(question), len(answer), sizes)
-            question, answers = question.first(length), [answer.first(answer_length)]
-            rationales = list(map(Tokens.first, rationales, lengths))
-        return answers if self._data.QA2R_NOQ else [question + answer for answer in answers], rationales
-
-    def _kept(self, record: VCRRecord) -> Sequence[int]:
-        """Returns the objects that take part, in the order of their boxes."""
-        if not self._data.ONLY_USE_RELEVANT_DETS:
-            return range(len(record.objects))
-        rationales = record.rationale_choices if self._data.TASK == "QA2R" else None
-        return referenced_objects([record.question, *record.answer_choices, *(rationales or [])])
-
     def _count_persons(self, index: int, record: VCRRecord) -> int:
         """Checks what a record needs in this task and split; returns how many persons of it take part."""
-        names = ["answer"] if self._data.TASK == "Q2A" else ["answer", "rationale"]
+        names = ["answer"] if self._task == "Q2A" else ["answer", "rationale"]
         needed = [f"{name}_choices" for name in names]
         needed += [f"{name}_label" for name in names if self._split != "test"]
         missing = [name for name in needed if getattr(record, name) is None]
@@ -243,10 +305,9 @@ class VCRDataset(VisualLinguisticDataset[VCRSample]):
                 f"{self.records.where(index)}: a text refers to object {largest}, but there are "
                 f"{len(record.objects)}, counted from 0"
             )
-        return sum(record.objects[place] == "person" for place in self._kept(record))
+        return sum(record.objects[place] == "person" for place in self.reader.kept(record))
 
-    def _regions(self, record: VCRRecord, whole: tuple[int, int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns boxes (n, 4) in original pixels, classes (n,) and instance masks (n, M, M)."""
+    def _metadata(self, record: VCRRecord) -> VCRMetadata:
         path = f"{self._images}/{record.metadata_fn}"
         found = parse_model(VCRMetadata, self._store.read(path), path)
         if not len(found.boxes) == len(found.segms) == len(record.objects):
@@ -254,19 +315,4 @@ class VCRDataset(VisualLinguisticDataset[VCRSample]):
                 f"{path}: {len(found.boxes)} boxes and {len(found.segms)} segms; expected "
                 f"{len(record.objects)} of each, one for each of the record's objects"
             )
-        size = (self._data.MASK_SIZE, self._data.MASK_SIZE)
-        kept = self._kept(record)
-        boxes = [found.boxes[place][:4] for place in kept]
-        classes = [CLASS_INDEX[record.objects[place]] for place in kept]
-        masks = [instance_mask(found.segms[place], found.boxes[place], size) for place in kept]
-        if self._data.ADD_IMAGE_AS_A_BOX:
-            boxes.insert(0, whole)
-            classes.insert(0, 0)
-            masks.insert(0, np.ones(size, dtype=np.bool_))
-        if not boxes:
-            raise DataError("no object takes part, and DATASET.ADD_IMAGE_AS_A_BOX is off")
-        return (
-            torch.tensor(boxes, dtype=torch.float32),
-            torch.tensor(classes),
-            torch.from_numpy(np.stack(masks)),
-        )
+        return found

@@ -17,7 +17,6 @@ from common.modeling.heads import classifier, region_classifier
 from common.modeling.visual_linguistic_bert import VisualLinguisticBert
 from common.modeling.visual_linguistic_model import VisualLinguisticModel
 from vcr.config import VCRConfig
-from vcr.dataset import VCRBatch
 
 OBJECT_WORDS = {1: NUM_CLASSES, 2: 1, 3: 0}
 
@@ -136,7 +135,7 @@ class ResNetVLBERT(VisualLinguisticModel):
         mean: Tensor = total / count.clamp(min=1)[:, None]
         return mean[region_sequence]
 
-    def forward(self, batch: VCRBatch, *, kernel: Kernel = "auto") -> VCROutputs:
+    def forward(self, batch: Batch, *, kernel: Kernel = "auto") -> VCROutputs:
         """Scores every choice of every image."""
         features = self.region_features(batch)
         encoded = self.encode(batch, features, kernel=kernel)

@@ -16,7 +16,8 @@ from common.config_types import Split
 from common.data.coco import CocoIndex
 from common.data.dataset import VisualLinguisticDataset
 from common.data.picture import Picture, read_picture
-from common.data.regions import Regions, RegionStore
+from common.data.region_json import Regions
+from common.data.regions import RegionStore, with_whole_image
 from common.data.sampling import aspect_groups
 from common.data.store import Store
 from common.data.tokenization import Tokenizer
@@ -188,18 +189,7 @@ class VQADataset(VisualLinguisticDataset[VQASample]):
                 f"its region file is for a picture of {found.size} pixels (width, height), but the picture "
                 f"has {picture.original}"
             )
-        boxes, features = found.boxes, found.features
-        if not self._data.ADD_IMAGE_AS_A_BOX:
-            if not len(boxes):
-                raise DataError("its region file has no boxes, and DATASET.ADD_IMAGE_AS_A_BOX is off")
-            return boxes, features
-        boxes = torch.cat([boxes.new_tensor([picture.whole]), boxes])
-        if features is not None:
-            whole = found.image_feature
-            if whole is None:
-                whole = features.mean(dim=0) if len(features) else features.new_zeros(features.shape[1])
-            features = torch.cat([whole[None], features])
-        return boxes, features
+        return with_whole_image(found, picture, add=self._data.ADD_IMAGE_AS_A_BOX)
 
     def _pieces(self, text: str, flipped: bool) -> list[int]:
         """Word pieces of a question; left and right change places in mirrored pictures."""

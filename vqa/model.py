@@ -18,7 +18,6 @@ from common.modeling.heads import classifier
 from common.modeling.visual_linguistic_bert import VisualLinguisticBert
 from common.modeling.visual_linguistic_model import VisualLinguisticModel
 from vqa.config import VQAConfig
-from vqa.dataset import VQABatch
 
 MASK_FROM_END = 2
 """The answer is read at [MASK], the last but one token of `[CLS] question [SEP] [MASK] [SEP]`."""
@@ -89,7 +88,7 @@ class ResNetVLBERT(VisualLinguisticModel):
             return visual, rows
         return F.pad(visual, (0, 0, 0, 1)), torch.full_like(rows, len(visual))
 
-    def forward(self, batch: VQABatch, *, kernel: Kernel = "auto") -> VQAOutputs:
+    def forward(self, batch: Batch, *, kernel: Kernel = "auto") -> VQAOutputs:
         """Scores every answer to every question."""
         encoded = self.encode(batch, self.region_features(batch), kernel=kernel)
         lengths = batch.text.lengths

@@ -28,6 +28,13 @@ CLASS_NAMES = tuple(
 CLASS_INDEX = {name: index for index, name in enumerate(CLASS_NAMES)}
 """Class of each name."""
 
+# COCO numbers 91 categories, of which it annotates 80.
+_UNUSED_CATEGORIES = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+CLASS_OF_CATEGORY = {
+    category: index for index, category in enumerate(sorted(set(range(1, 91)) - _UNUSED_CATEGORIES), start=1)
+}
+"""Class 1 to 80 of each category number that COCO itself uses, 1 to 90."""
+
 Side = Annotated[int, Field(gt=0)]
 Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 

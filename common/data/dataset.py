@@ -62,6 +62,10 @@ class VisualLinguisticDataset(Dataset[SampleT], ABC, Generic[SampleT]):
             DataError: the record or one of its files cannot be used.
         """
 
+    def described(self, index: int) -> tuple[str, Sequence[str]]:
+        """Returns the path of the picture of an item, and what its regions are; both may be unknown."""
+        return "", ()
+
     def groups(self) -> Sequence[int] | None:
         """Returns the aspect group of every item (0 = width >= height), None where sizes are unknown."""
         return None

@@ -11,6 +11,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from common.data.tokenization import Tokenizer
 
 CHOSEN = 0.15
@@ -112,3 +115,20 @@ def truncated_lengths(text: int, boxes: int, limit: int) -> tuple[int, int]:
         else:
             text, boxes = half, limit - half
     return max(text, LEAST_TEXT), boxes
+
+
+def without_hidden(whole: Tensor, features: Tensor, hidden: Tensor) -> Tensor:
+    """Takes what must not be seen out of the feature of the whole image (data spec 4.4 step 7).
+
+    Args:
+        whole: (F,) mean of all features.
+        features: (n, F) those of the regions.
+        hidden: (n,) bool.
+
+    Returns:
+        (F,), zeros where nothing is left.
+    """
+    seen = len(features) - int(hidden.sum())
+    if not seen:
+        return torch.zeros_like(whole)
+    return (whole * len(features) - features[hidden].sum(dim=0)) / (seen + 1e-5)

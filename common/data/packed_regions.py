@@ -147,7 +147,7 @@ class PackedRegions:
             raise DataError(f"{path}: cannot be read ({error.strerror}); expected packed regions") from error
         head = self.header
         if not head.complete:
-            raise DataError(f"{path}: packing did not come to its end; run scripts/pack_regions.py again")
+            raise DataError(f"{path}: packing did not come to its end; run the same command again")
         offsets = head.index + aligned(head.count * head.id_bytes)
         end = offsets + 8 * head.count
         if len(self._data) != end:
@@ -161,6 +161,15 @@ class PackedRegions:
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedRegions, (self.path,)
 
+    def require_classes(self) -> None:
+        """Checks that there are class scores.
+
+        Raises:
+            DataError: they were left out.
+        """
+        if not self.header.classes:
+            raise DataError(f"{self.path}: has no class scores; pack again with --classes")
+
     def read(self, image_id: int | str, feature_dim: int, *, features: bool, classes: bool) -> Regions:
         """Returns the regions of a picture, see `RegionStore.read`."""
         head, where = self.header, f"{self.path}, image {image_id}"
@@ -169,8 +178,8 @@ class PackedRegions:
             raise DataError(
                 f"{self.path}: its features have {head.feature_dim} numbers; expected {feature_dim}"
             )
-        if classes and not head.classes:
-            raise DataError(f"{self.path}: has no class scores; pack again with --classes")
+        if classes:
+            self.require_classes()
         if (features or classes) and not self._verified[at]:
             if not record.is_whole(self._data):
                 raise DataError(f"{where}: is damaged; copy the file again, or pack it again")

@@ -7,7 +7,9 @@ import logging
 import mmap
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -22,11 +24,36 @@ from common.data.packed_regions import (
     checksum,
 )
 from common.data.region_json import COLUMNS, Regions
-from common.errors import UsageError
+from common.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)
 
+_COLUMNS_FIELD = 7  # of RECORD_HEAD
 _ARGUMENTS = {"version", "dtype", "feature_dim", "classes", "sources"}
+
+
+@contextmanager
+def packed_file(out: Path, header: PackedHeader) -> Iterator[PackedWriter]:
+    """Opens a writer of `out`, which appears when the block ends without an error.
+
+    Until then the work lies in `{out}.partial`, and is continued where that is there.
+
+    Raises:
+        UsageError: `out` is there already; see also `PackedWriter`.
+        DataError: it cannot be written.
+    """
+    if out.exists():
+        raise UsageError(f"--out {out}: is there already; remove it or name another file")
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        partial.touch()
+        with partial.open("r+b") as file:
+            yield PackedWriter(file, header)
+        partial.replace(out)
+    except OSError as error:
+        raise DataError(
+            f"{partial}: cannot be written ({error.strerror}); once it can, the same command continues"
+        ) from error
 
 
 class PackedWriter:
@@ -82,9 +109,15 @@ class PackedWriter:
         Raises:
             ValueError: numbers are too large for the data type, or class scores are not as wide as before.
         """
-        record = pack_record(key, regions, getattr(torch, self._header.dtype))
-        if regions.classes is not None and len(regions.boxes):
-            columns = regions.classes.shape[1]
+        self.append(key, pack_record(key, regions, getattr(torch, self._header.dtype)))
+
+    def append(self, key: str, record: bytes) -> None:
+        """Appends what `pack_record` made of a picture.
+
+        Raises:
+            ValueError: class scores are not as wide as before.
+        """
+        if columns := RECORD_HEAD.unpack_from(record)[_COLUMNS_FIELD]:
             if columns != (self._columns or columns):
                 raise ValueError(f"classes has {columns} columns; files before it have {self._columns}")
             self._columns = columns

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from PIL import Image
 from torch import Tensor
 
 from common.data.store import Store
@@ -54,6 +55,20 @@ def read_picture(
     image = store.image(path) if decode else None
     if original is None:
         original = image.size if image else store.image_size(path)
+    return place_picture(image, original, scales, flipped=flipped)
+
+
+def place_picture(
+    image: Image.Image | None, original: tuple[int, int], scales: Sequence[int], *, flipped: bool = False
+) -> Picture:
+    """Resizes a picture.
+
+    Args:
+        image: RGB; None where nothing looks at its pixels.
+        original: width and height that boxes refer to.
+        scales: length of the short side, and limit of the long one.
+        flipped: whether left becomes right.
+    """
     size = target_size(*original, scales)
     pixels = image_tensor(image, size, flipped=flipped) if image else None
     return Picture(pixels, size_info(original, size), original, size)

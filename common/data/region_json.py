@@ -71,6 +71,24 @@ def json_regions(
     )
 
 
+def region_record(image_id: int | str, found: Regions) -> dict[str, Any]:
+    """Returns the json of a region file that `json_regions` reads."""
+    record: dict[str, Any] = {"image_id": image_id, "num_boxes": len(found.boxes)}
+    if found.size is not None:
+        record["image_w"], record["image_h"] = found.size
+    arrays = {
+        "boxes": found.boxes,
+        "features": found.features,
+        "image_box_feature": found.image_feature,
+        "classes": found.classes,
+    }
+    for key, array in arrays.items():
+        if array is not None:
+            data = array.numpy().astype("<f4").tobytes()
+            record[key] = binascii.b2a_base64(data, newline=False).decode()
+    return record
+
+
 def _kind(value: object) -> str:
     return "null" if value is None else type(value).__name__
 

@@ -6,12 +6,14 @@ import logging
 import re
 from pathlib import PurePath
 
+import torch
+from torch import Tensor
+
 from common.data.packed_regions import PackedRegions
+from common.data.picture import Picture
 from common.data.region_json import Regions, json_regions
 from common.data.store import Store, split_archive
 from common.errors import DataError
-
-__all__ = ["RegionFiles", "RegionStore", "Regions", "place_name", "place_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,14 +81,20 @@ class RegionFiles:
         self._store = Store(cache=cache)
         self._packed = [PackedRegions(path) for path in packed.split("+") if path]
 
-    def check(self, path: str) -> None:
+    def check(self, path: str, *, classes: bool = False) -> None:
         """Checks that there is the place of a file.
 
+        Args:
+            path: of the file.
+            classes: whether its class scores will be read.
+
         Raises:
-            DataError: no such folder or archive, or none of the packed files was made from it.
+            DataError: no such folder or archive, or none of the packed files was made from it, or it lacks them.
         """
         if self._packed:
-            self._packed_from(place_of(path))
+            packed = self._packed_from(place_of(path))
+            if classes:
+                packed.require_classes()
         else:
             self._store.check(place_of(path))
 
@@ -108,6 +116,33 @@ class RegionFiles:
         raise DataError(f"{place}: not packed; {'; '.join(made)}")
 
 
+def with_whole_image(found: Regions, picture: Picture, *, add: bool) -> tuple[Tensor, Tensor | None]:
+    """Puts the whole image before the regions of a picture.
+
+    Args:
+        found: the regions; without a feature of the whole image, the mean of theirs stands in.
+        picture: the picture.
+        add: `DATASET.ADD_IMAGE_AS_A_BOX`; False leaves the regions as they are.
+
+    Returns:
+        Boxes (n, 4) in original pixels, and their features (n, F) if any.
+
+    Raises:
+        DataError: there are no regions, and the whole image is not added.
+    """
+    boxes, features = found.boxes, found.features
+    if not add:
+        if not len(boxes):
+            raise DataError("it has no regions, and DATASET.ADD_IMAGE_AS_A_BOX is off")
+        return boxes, features
+    if features is not None:
+        whole = found.image_feature
+        if whole is None:
+            whole = features.mean(dim=0) if len(features) else features.new_zeros(features.shape[1])
+        features = torch.cat([whole[None], features])
+    return torch.cat([boxes.new_tensor([picture.whole]), boxes]), features
+
+
 def place_of(path: str) -> str:
     """Returns the folder of a file, or its place in an archive (`x.zip@/inner`)."""
     parts = split_archive(path)
@@ -124,3 +159,13 @@ def place_name(place: str) -> str:
     """
     archive, member = split_archive(place) or (place, "")
     return re.sub(r"(\.[0-3])?\.zip$", "", PurePath(member or archive).name)
+
+
+def plain_path(path: str) -> str:
+    """Turns a path in an archive (`x.zip@/y`) into that of the unpacked file (`x/y`)."""
+    return path.replace(".zip@", "")
+
+
+def plain_region_path(path: str) -> str:
+    """`plain_path` of a region file, whose archive may be one of four parts: `x.0.zip@/y` was unpacked to `x/y`."""
+    return plain_path(re.sub(r"\.[0-3](?=\.zip@)", "", path))

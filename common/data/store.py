@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import orjson
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ValidationError
 
 from common.data.archive import Archive, open_archive
@@ -79,6 +80,28 @@ def _clear_errors(path: str) -> Iterator[None]:
         raise DataError(f"{path}: the archive is damaged ({error}); copy or download it again") from error
 
 
+def files_in(place: str, suffixes: Collection[str]) -> list[str]:
+    """Returns the paths of files with one of these endings, in lower case, in the order of their names.
+
+    Args:
+        place: folder, whose own files these are; or place in an archive, all that is below it.
+        suffixes: endings with their dot.
+
+    Raises:
+        DataError: the place cannot be read.
+    """
+    parts = split_archive(place)
+    with _clear_errors(place):
+        if parts is None:
+            paths = (str(path) for path in Path(place).iterdir())
+        else:
+            archive, inner = parts
+            with zipfile.ZipFile(archive) as file:
+                names = file.namelist()
+            paths = (f"{archive}@/{name}" for name in names if not inner or name.startswith(f"{inner}/"))
+        return sorted(path for path in paths if os.path.splitext(path)[1].lower() in suffixes)
+
+
 class Store:
     """Reads from folders and zip archives; of large archives an index is made when they are first opened.
 
@@ -141,18 +164,31 @@ class Store:
         return parse_json(self.read(path), path)
 
     def image(self, path: str) -> Image.Image:
-        """Returns a picture as RGB, completely decoded."""
-        return self._picture(path, _as_rgb)
+        """Returns a picture as RGB, completely decoded, as it is stored."""
+        return self.picture(path, _as_rgb)
 
     def image_size(self, path: str) -> tuple[int, int]:
         """Returns width and height of a picture without decoding it."""
-        return self._picture(path, lambda image: image.size)
+        return self.picture(path, lambda image: image.size)
 
-    def _picture(self, path: str, take: Callable[[Image.Image], T]) -> T:
+    def picture(self, path: str, take: Callable[[Image.Image], T]) -> T:
+        """Opens a picture and returns what `take` makes of it while it is open.
+
+        Raises:
+            DataError: the file is missing, not a readable picture, or has too many pixels.
+        """
         data = self.read(path)
         try:
-            with Image.open(BytesIO(data)) as image:
-                return take(image)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of large pictures and of damaged EXIF data
+                with Image.open(BytesIO(data)) as image:
+                    return take(image)
+        except Image.DecompressionBombError as error:
+            limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+            raise DataError(f"{path}: too large; a picture may have {limit:,} pixels at most") from error
+        except UnidentifiedImageError as error:
+            found = "of no known format" if data else "the file is empty"
+            raise DataError(f"{path}: not a readable picture ({found})") from error
         except Exception as error:  # Pillow's decoders raise many kinds
             raise DataError(f"{path}: not a readable picture ({error})") from error
 

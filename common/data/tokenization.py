@@ -86,6 +86,7 @@ class Tokenizer:
         max_word_length: int = 100,
     ) -> None:
         self.vocab = dict(vocab)
+        self._tokens: dict[int, str] | None = None
         self._lower_case = lower_case
         self._never_split = frozenset(never_split)
         self._model = WordPiece(self.vocab, unk_token=unk_token, max_input_chars_per_word=max_word_length)
@@ -142,6 +143,12 @@ class Tokenizer:
         if token not in self.vocab:
             raise DataError(f'the vocabulary lacks the word piece "{token}"')
         return self.vocab[token]
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """Returns the word pieces of ids; `[unused]` for an id behind the vocabulary."""
+        if self._tokens is None:
+            self._tokens = {number: token for token, number in self.vocab.items()}
+        return [self._tokens.get(number, "[unused]") for number in ids]
 
     @property
     def pad_id(self) -> int:

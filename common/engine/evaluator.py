@@ -21,14 +21,14 @@ from common.engine.task import PredictingTask, Task
 from common.engine.trainer import Loader, batches_of
 
 
-def _outputs(
+def outputs_of(
     task: Task[Any, Any, Any],
     model: nn.Module,
     loader: Loader,
     device: torch.device,
     precision: Precision | None,
 ) -> Iterator[tuple[Any, Batch]]:
-    """Runs the model in evaluation mode; it is left so."""
+    """Runs the model over a split in evaluation mode, and leaves it so; yields outputs and batches on the device."""
     model = distributed.unwrap(model).eval()
     distributed.share_buffers(model)
     precision = precision or Precision(device)
@@ -65,7 +65,7 @@ def evaluate(
     """
     metrics = Metrics(device)
     loggers = task.config.TRAIN.LOSS_LOGGERS if task.validates_losses else ()
-    for outputs, batch in _outputs(task, model, loader, device, precision):
+    for outputs, batch in outputs_of(task, model, loader, device, precision):
         with torch.inference_mode():
             values = task.metrics(outputs, batch, split)
             if loggers:
@@ -86,7 +86,7 @@ def predict(
 ) -> list[dict[str, Any]]:
     """Returns one record per sample, in dataset order, on every process. Arguments as in `evaluate`."""
     records: list[tuple[int, dict[str, Any]]] = []
-    for outputs, batch in _outputs(task, model, loader, device, precision):
+    for outputs, batch in outputs_of(task, model, loader, device, precision):
         with torch.inference_mode():
             records += zip(batch.index.tolist(), task.predictions(outputs, batch), strict=True)
     gathered = sorted(

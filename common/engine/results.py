@@ -39,8 +39,8 @@ def prepare_device(
     return device, Precision(device, "fp16" if args.fp16 else "fp32")
 
 
-def result_folder(path: str | Path) -> Path:
-    """Makes the folder of `--result-path`.
+def result_folder(path: str | Path, flag: str = "--result-path") -> Path:
+    """Makes the folder that a flag names.
 
     Raises:
         ConfigError: nothing can be written there.
@@ -51,7 +51,7 @@ def result_folder(path: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ConfigError(f"--result-path: {folder}: cannot write there: {error.strerror}") from error
+        raise ConfigError(f"{flag}: {folder}: cannot write there: {error.strerror}") from error
     return folder
 
 

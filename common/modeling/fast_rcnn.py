@@ -197,7 +197,11 @@ class FastRCNN(nn.Module):
         """
         image_of_box = batch.num_boxes.rows()
         if self.has_pixels:
-            raw = self._pooled(batch, image_of_box, blanks)
+            assert batch.images is not None
+            sizes = batch.im_info[: len(batch.images), :2]
+            raw = self.pool(
+                batch.images, sizes, batch.boxes, image_of_box, masks=batch.box_masks, blanks=blanks
+            )
         else:
             assert batch.box_features is not None
             raw = batch.box_features
@@ -212,23 +216,39 @@ class FastRCNN(nn.Module):
             parts.append(self.object_embed(batch.box_classes))
         return RegionFeatures(self.obj_downsample(torch.cat(parts, dim=1)), raw, logits)
 
-    def _pooled(self, batch: Batch, image_of_box: Tensor, blanks: Ragged | None) -> Tensor:
-        """(K, F) mean over the RoI head's map, inside the instance mask where there is one."""
+    def pool(
+        self,
+        images: Tensor,
+        sizes: Tensor,
+        boxes: Tensor,
+        image_of_box: Tensor,
+        *,
+        masks: Tensor | None = None,
+        blanks: Ragged | None = None,
+    ) -> Tensor:
+        """(K, F) mean over the RoI head's map of every box, inside its instance mask where there is one.
+
+        Args:
+            images: (P, 3, H, W), see `ImageNormalizer`.
+            sizes: (P, 2) width, height of the pictures.
+            boxes: (K, 4) in pixels of them.
+            image_of_box: (K,) int64.
+            masks: (K, M, M) bool or float.
+            blanks: see `ImageNormalizer`.
+        """
         # Imported where pixels are read: it takes two seconds and 90 MB of every process.
         from torchvision.ops import roi_align
 
-        assert batch.images is not None
-        sizes = batch.im_info[: len(batch.images), :2]
-        trunk = self.backbone(self.normalize(batch.images, sizes, blanks))
+        trunk = self.backbone(self.normalize(images, sizes, blanks))
         # Coordinates and the bilinear sampling stay in float32 under autocast (spec model.md 12).
         with torch.autocast(trunk.device.type, enabled=False):
-            rois = torch.cat([image_of_box[:, None].float(), batch.boxes.float()], dim=1)
+            rois = torch.cat([image_of_box[:, None].float(), boxes.float()], dim=1)
             regions = roi_align(
                 trunk.float(), rois, (14, 14), spatial_scale=1 / STRIDE, sampling_ratio=1, aligned=False
             )
         maps = self.roi_head_feature_extractor(regions.to(trunk.dtype))
-        if batch.box_masks is None:
+        if masks is None:
             return cast(Tensor, maps.mean(dim=(2, 3)))
         # The mean divides by the whole map whatever the mask covers (spec model.md 5.3).
-        masks = batch.box_masks.to(maps.dtype).flatten(1)
+        masks = masks.to(maps.dtype).flatten(1)
         return torch.bmm(maps.flatten(2), masks[:, :, None]).squeeze(2) / masks.shape[1]

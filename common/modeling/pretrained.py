@@ -123,9 +123,7 @@ def _copy(model: nn.Module, values: Mapping[str, Tensor], source: str, names: Of
         if value.shape != state[name].shape
     ]
     if wrong:
-        raise CheckpointError(
-            f"{source}: {len(wrong)} shapes differ from the configured model: {some(wrong)}"
-        )
+        raise CheckpointError(f"{source}: shapes differ from the configured model: {some(wrong)}")
     for name, value in values.items():
         state[name].copy_(value)
 

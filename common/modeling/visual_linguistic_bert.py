@@ -56,12 +56,20 @@ class Encoded:
     Attributes:
         output: packed states of the encoder.
         packing: where each role stands.
+        text_lengths: text tokens of each row.
         region_visual: (R,) row of the visual table that each region carries.
     """
 
     output: EncoderOutput
     packing: Packing
+    text_lengths: Lengths
     region_visual: Tensor
+
+    @property
+    def num_regions(self) -> list[int]:
+        """Regions of every row."""
+        text, whole = self.text_lengths.sizes, self.packing.lengths.sizes
+        return [total - words - 1 for total, words in zip(whole, text, strict=True)]
 
     def text(self, places: Tensor | None = None) -> Tensor:
         """(T, H) states of the text tokens, or of those at (N,) places among them."""
@@ -210,7 +218,7 @@ class VisualLinguisticBert(nn.Module):
         packing = Packing.of(inputs.text_lengths, inputs.region_lengths, self.first_position)
         embedded = self.embed(inputs, packing)
         output = self.encoder(embedded, packing.lengths, kernel=kernel, all_layers=all_layers)
-        return Encoded(output, packing, inputs.region_visual)
+        return Encoded(output, packing, inputs.text_lengths, inputs.region_visual)
 
     def pool(self, encoded: Encoded) -> Tensor:
         """(Q, H) pooled first token."""

@@ -66,8 +66,8 @@ class VisualLinguisticModel(nn.Module):
     @staticmethod
     def no_regions(batch: Batch) -> tuple[Lengths, Tensor]:
         """`regions` of sequences that are text alone."""
-        ids = batch.text.ids
-        return Lengths.of([0] * len(batch.text.lengths), ids.device), ids.new_zeros(0)
+        rows, ids = batch.text.lengths, batch.text.ids
+        return Lengths((0,) * len(rows), torch.zeros_like(rows.tensor)), ids.new_zeros(0)
 
     def freeze_unseen(self) -> None:
         """Fixes the visual scales of a blind model, which no picture can train."""

@@ -104,7 +104,7 @@ class VCRAdapter(Adapter):
     def sample_texts(
         self, task: AnyTask, dataset: Any, sample: Sample, start: int
     ) -> tuple[dict[str, np.ndarray], list[TextSequence]]:
-        conditions, choices = dataset.texts(dataset.records[sample.index], start)
+        conditions, choices = dataset.reader.texts(dataset.records[sample.index], start)
         choice = "answer" if task.config.DATASET.TASK == "Q2A" else "rationale"
         texts = {f"question.{i}": text for i, text in enumerate(conditions)}
         texts |= {f"{choice}_choices.{i}": text for i, text in enumerate(choices)}

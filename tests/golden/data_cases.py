@@ -289,7 +289,7 @@ def run_names(case: Case, report: Report) -> None:
     pieces = {number: piece for piece, number in data_unit_cases.vocabulary(case).items()}
     for number, visit in enumerate(document["visits"]):
         index, start = visit["index"], visit["name_id_before"]
-        (question,), answers = dataset.texts(dataset.records[index], start)
+        (question,), answers = dataset.reader.texts(dataset.records[index], start)
         report.equal(f"visit {number} question", list(question.ids), visit["question_ids"])
         report.equal(f"visit {number} pieces", [pieces[i] for i in question.ids], visit["question_tokens"])
         report.equal(f"visit {number} answers", [list(a.ids) for a in answers], visit["answer_ids"])

@@ -19,7 +19,7 @@ from common.data.loader import BatchLoader, build_loader
 from common.data.sampling import EpochBatches
 from common.modeling.visual_linguistic_bert import Encoded
 from pretrain.config import ATTENTION, COCO_CLASSES, MULTITASK, SINGLE
-from pretrain.dataset import PretrainBatch, plain_text
+from pretrain.dataset import PretrainBatch
 from pretrain.model import PretrainOutputs
 from pretrain.task import PretrainTask
 from tests.golden.adapter import Adapter, AnyTask, Arrays, Datasets, padded, placed, region_features
@@ -123,7 +123,7 @@ class PretrainAdapter(Adapter):
         return {"MASK_RAW_PIXELS": True} if ignored and not network.MASK_RAW_PIXELS else {}
 
     def sequences(self, task: AnyTask, arrays: Arrays) -> list[list[TextSequence]]:
-        return [[plain_text(ids)] for ids, _ in rows_of(arrays)]
+        return [[TextSequence.plain(ids)] for ids, _ in rows_of(arrays)]
 
     def fields(self, arrays: Arrays, real: np.ndarray) -> dict[str, Any]:
         rows = rows_of(arrays)
@@ -243,7 +243,7 @@ class PretrainAdapter(Adapter):
         self, task: AnyTask, dataset: Any, sample: Sample, start: int
     ) -> tuple[dict[str, np.ndarray], list[TextSequence]]:
         (sequence,) = sample.texts
-        return {"text": sequence.ids}, [plain_text(sequence.ids)]
+        return {"text": sequence.ids}, [TextSequence.plain(sequence.ids)]
 
     def amended(self, task: AnyTask, report: Report, what: str, actual: Arrays, expected: Arrays) -> Arrays:
         changed = in_one_table(expected)

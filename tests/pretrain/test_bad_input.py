@@ -106,6 +106,19 @@ def text_alone(content: bytes) -> Callable[[World], int]:
     return run
 
 
+def half_scored_packs(world: World) -> int:
+    from scripts.pack_regions import main
+
+    packed = {split: world.data / f"{split}.packed" for split in ("train", "val")}
+    main([str(world.data / "train_frcnn"), "--out", str(packed["train"]), "--classes"])
+    main([str(world.data / "val_frcnn"), "--out", str(packed["val"])])
+    status = world.train(f"DATASET.0.PACKED_REGIONS={packed['train']}+{packed['val']}")
+    assert (
+        "Epoch[0]" not in next(world.out.rglob("*.log")).read_text()
+    )  # before the training, not after an epoch
+    return status
+
+
 def unknown_pack(world: World) -> int:
     from scripts.pack_regions import main
 
@@ -274,6 +287,12 @@ CASES = [
         train("DATASET.0.ADD_IMAGE_AS_A_BOX=false", spoil=regions(no_regions)),
         FAILED,
         RECORD + "DATASET.ADD_IMAGE_AS_A_BOX",
+    ),
+    Case(
+        "packed regions of the validation without class scores",
+        half_scored_packs,
+        FAILED,
+        "val.packed: has no class scores; pack again with --classes",
     ),
     Case(
         "regions packed from another folder",

@@ -16,9 +16,9 @@ from common.data import store
 from common.data.archive import open_archive
 from common.data.collate import collate
 from common.data.packed_regions import PackedHeader
+from common.data.regions import plain_path, plain_region_path
 from common.data.sampling import ItemKey
 from common.errors import ConfigError, DataError
-from pretrain.captions import plain_path, plain_region_path
 from pretrain.config import PretrainConfig
 from pretrain.dataset import PretrainBatch
 from pretrain.task import PretrainTask

@@ -83,6 +83,12 @@ def test_there_is_nothing_to_test(world, caplog):
     assert "--do-test: pretrain has no test split" in caplog.text
 
 
+def test_a_model_of_attention_maps_has_nothing_to_evaluate(trained, capsys):
+    changes = ("MODULE=ResNetVLBERTForAttentionVis", "TRAIN.END_EPOCH=0")
+    assert trained.evaluate("val", *trained.model(), changes=changes) == 2
+    assert "MODULE: ResNetVLBERTForAttentionVis: restores nothing" in capsys.readouterr().err
+
+
 def test_a_missing_text_is_named(world, capsys):
     (world.corpus / "bc1g.doc").unlink()
     assert world.train() == 1

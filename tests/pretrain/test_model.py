@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from common.batch import TextSequence
 from common.config import load_config
 from common.data.collate import collate
 from pretrain.config import PretrainConfig
-from pretrain.dataset import PretrainBatch, PretrainSample, plain_text
+from pretrain.dataset import PretrainBatch, PretrainSample
 from pretrain.task import PretrainTask
 from tests.world import ROOT
 
@@ -68,7 +69,7 @@ def picture(
         canvas=(64, 96),
         im_info=torch.tensor([96.0, 64.0, 1.0, 1.0]),
         boxes=found,
-        texts=(plain_text(torch.randint(20, 600, (words,), generator=generator).tolist()),),
+        texts=(TextSequence.plain(torch.randint(20, 600, (words,), generator=generator).tolist()),),
         box_features=None if pixels else torch.randn(boxes + 1, 2048, generator=generator),
         relationship=torch.tensor([number % 2]),
         word_places=torch.tensor(places, dtype=torch.int64),
@@ -90,7 +91,7 @@ def text(number: int, words: int, *, places=(0,), pixels=False) -> PretrainSampl
         canvas=(0, 0),
         im_info=torch.zeros(4),
         boxes=torch.zeros(0, 4),
-        texts=(plain_text(torch.randint(20, 600, (words,), generator=generator).tolist()),),
+        texts=(TextSequence.plain(torch.randint(20, 600, (words,), generator=generator).tolist()),),
         box_features=None if pixels else torch.zeros(0, 2048),
         relationship=torch.zeros(0, dtype=torch.int64),
         word_places=torch.tensor(places, dtype=torch.int64),

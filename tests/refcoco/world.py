@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from refcoco import predict as predict_command
 from refcoco import test as test_command
 from refcoco.task import RefCOCOTask
 from scripts.make_toy_data import ToyWorld
@@ -21,7 +22,7 @@ class World(CommandWorld):
 
     task = RefCOCOTask
     cfg = ROOT / "cfgs/refcoco/toy.yaml"
-    commands = {"test": test_command.main}  # noqa: RUF012 - as declared
+    commands = {"test": test_command.main, "predict": predict_command.main}  # noqa: RUF012 - as declared
     place = "coco"
 
     @property

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common import progress
 from common.data.packed_regions import HEADER_BYTES, PackedHeader, PackedRegions
 from common.data.packed_writer import PackedWriter
 from common.errors import DataError, UsageError
@@ -231,7 +232,7 @@ def test_a_partial_file_of_something_else_is_kept(tmp_path, folder):
 
 def test_a_log_line_now_and_then(tmp_path, folder, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(pack_regions, "SECONDS_PER_LINE", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_PER_LINE", 0.0)
     run(folder, "--out", tmp_path / "out")
     assert "3 of 6 pictures" in caplog.messages
 

@@ -192,13 +192,13 @@ def test_long_texts_are_cut_but_for_rationales_in_test_mode(world):
     world.records[0]["answer_choices"][3] = ["yes"] * 40
     world.records[0]["rationale_choices"][3] = ["so"] * 90
     data = world.open()
-    (question,), answers = data.texts(data.records[0], 0)
+    (question,), answers = data.reader.texts(data.records[0], 0)
     assert (len(question), [len(answer) for answer in answers]) == (32, [1, 2, 1, 32])
     data = world.open(DATASET__TASK="QA2R")
-    (question,), rationales = data.texts(data.records[0], 0)
+    (question,), rationales = data.reader.texts(data.records[0], 0)
     assert (len(question), [len(rationale) for rationale in rationales]) == (32, [1, 1, 2, 32])
     data = world.open("test", DATASET__TASK="QA2R")
-    questions, rationales = data.texts(data.records[0], 0)
+    questions, rationales = data.reader.texts(data.records[0], 0)
     assert [len(question) for question in questions] == [51, 52, 51, 90]
     assert len(rationales[3]) == 90
 
@@ -225,7 +225,7 @@ def test_training_draws_names_after_the_flip(world):
     data = world.open("train")
     rng = random.Random(1)
     rng.random()
-    expected = data.texts(data.records[0], rng.randrange(13))[1][3]
+    expected = data.reader.texts(data.records[0], rng.randrange(13))[1][3]
     assert data.load(0, random.Random(1)).texts[3].ids[4:-1].tolist() == list(expected.ids)
     drawn = {tuple(texts(data[ItemKey(epoch, 0)])) for epoch in range(60)}
     assert 3 <= len(drawn) <= 13

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from scripts.make_toy_data import ToyWorld
 from tests.world import ROOT, CommandWorld
+from vcr import predict as predict_command
 from vcr import test as test_command
 from vcr import val as val_command
 from vcr.task import VCRTask
@@ -21,7 +22,11 @@ class World(CommandWorld):
 
     task = VCRTask
     cfg = CFGS["Q2A"]
-    commands = {"val": val_command.main, "test": test_command.main}  # noqa: RUF012 - as declared
+    commands = {  # noqa: RUF012 - as declared
+        "val": val_command.main,
+        "test": test_command.main,
+        "predict": predict_command.main,
+    }
     place = "vcr"
 
     @property

@@ -223,7 +223,9 @@ def test_a_picture_without_regions(world):
     sample = world.item()
     assert sample.boxes.tolist() == [[0, 0, 38, 18]]
     assert sample.box_features.tolist() == [[0] * 2048]
-    with pytest.raises(DataError, match=r"record 42000\): .*no boxes, and DATASET.ADD_IMAGE_AS_A_BOX is off"):
+    with pytest.raises(
+        DataError, match=r"record 42000\): .*no regions, and DATASET.ADD_IMAGE_AS_A_BOX is off"
+    ):
         world.item(ADD_IMAGE_AS_A_BOX=False)
 
 

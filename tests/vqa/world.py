@@ -8,6 +8,7 @@ from pathlib import Path
 
 from scripts.make_toy_data import ToyWorld
 from tests.world import ROOT, TINY, CommandWorld
+from vqa import predict as predict_command
 from vqa import test as test_command
 from vqa import val as val_command
 from vqa.task import VQATask
@@ -20,7 +21,11 @@ class World(CommandWorld):
 
     task = VQATask
     cfg = ROOT / "cfgs/vqa/toy.yaml"
-    commands = {"val": val_command.main, "test": test_command.main}  # noqa: RUF012 - as declared
+    commands = {  # noqa: RUF012 - as declared
+        "val": val_command.main,
+        "test": test_command.main,
+        "predict": predict_command.main,
+    }
     place = "coco"
     tiny = TINY
 

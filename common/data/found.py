@@ -1,0 +1,30 @@
+"""Regions that a detector, an annotation or a grid finds in a picture, for pictures without region files."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from PIL import Image
+from torch import Tensor
+
+
+class FoundRegions(NamedTuple):
+    """Regions of a picture, the best first.
+
+    Attributes:
+        boxes: (n, 4) float32 x1, y1, x2, y2 in pixels of the picture; the last pixel is inside.
+        classes: (n,) int64 category 1..80 of COCO, 0 where it is not known.
+        scores: (n,) float32 confidence of the category; 1 where nothing was measured.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    scores: Tensor
+
+
+class RegionFinder(Protocol):
+    """Finds regions in RGB pictures, several at once."""
+
+    def __call__(self, images: list[Image.Image]) -> list[FoundRegions]:
+        """Returns the regions of each picture."""
+        ...

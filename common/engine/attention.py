@@ -1,0 +1,165 @@
+"""Attention maps of one picture and one text, on disk and in memory (train_eval spec 8.1).
+
+Letters: L layers, A heads, T text tokens, n regions, S = T + n + 1 places: text, regions, [END].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from common.batch import Batch
+from common.data.tokenization import Tokenizer
+from common.errors import DataError
+from common.files import replace_file
+from common.modeling.visual_linguistic_bert import Encoded
+
+
+class AttentionPlaces(BaseModel):
+    """What stands at the places of a map: `{image_id}.json` beside `{image_id}.npy`.
+
+    Attributes:
+        image_id: name of both files.
+        image: path of the picture; empty where it has none.
+        size: width and height of the picture, in pixels.
+        tokens: (T) text tokens as the model reads them, [CLS] and [SEP] included.
+        boxes: (n) x1, y1, x2, y2 in pixels of the picture.
+        labels: (n) what to call each region: `image` for the whole picture, else its number and class.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    image_id: str
+    image: str
+    size: tuple[int, int]
+    tokens: tuple[str, ...]
+    boxes: tuple[tuple[float, float, float, float], ...]
+    labels: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """(S) a name for every place."""
+        return (*self.tokens, *self.labels, "[END]")
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """What every place looks at.
+
+    Attributes:
+        places: what stands where.
+        maps: (L, A, S, S) float32; `maps[l, h, i, j]` is how much place i takes from place j, rows sum to 1.
+    """
+
+    places: AttentionPlaces
+    maps: NDArray[np.float32]
+
+    def save(self, folder: Path) -> Path:
+        """Writes `{image_id}.json` and `{image_id}.npy`, which is returned and appears last."""
+        path = folder / f"{self.places.image_id}.npy"
+        text = self.places.model_dump_json()
+        replace_file(path.with_suffix(".json"), lambda file: file.write_text(text, encoding="utf-8"))
+        replace_file(path, lambda file: _save(file, self.maps))
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> AttentionMaps:
+        """Reads `{image_id}.npy` and the json beside it.
+
+        Raises:
+            DataError: a file is missing or damaged, or they do not belong together.
+        """
+        beside = path.with_suffix(".json")
+        try:
+            places = AttentionPlaces.model_validate_json(beside.read_bytes())
+            maps = np.load(path, allow_pickle=False)
+        except OSError as error:
+            raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise DataError(f"{beside}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        except ValueError as error:
+            raise DataError(f"{path}: not an array of attention maps ({error})") from error
+        side = len(places.names)
+        if maps.ndim != 4 or maps.shape[2:] != (side, side):
+            raise DataError(
+                f"{path}: has the shape {maps.shape}; expected (layers, heads, {side}, {side}), as {beside} "
+                "names the places"
+            )
+        return cls(places, maps.astype(np.float32, copy=False))
+
+
+class Named(NamedTuple):
+    """What a picture and its regions are called.
+
+    Attributes:
+        image_id: name of its files.
+        image: path of the picture, if any.
+        kinds: class of each region, as far as they are known; of unknown ones an empty text.
+    """
+
+    image_id: str
+    image: str
+    kinds: Sequence[str]
+
+
+def places_of(
+    batch: Batch, encoded: Encoded, named: Sequence[Named], tokenizer: Tokenizer, *, whole: bool
+) -> list[AttentionPlaces]:
+    """Tells what stands at the places of every sequence of a batch with one text for each picture.
+
+    Args:
+        batch: the batch.
+        encoded: what the network made of it.
+        named: its pictures.
+        tokenizer: BERT's.
+        whole: whether the first box of each picture is the whole image.
+    """
+    corners = (batch.boxes / batch.im_info[batch.num_boxes.rows(), 2:4].repeat(1, 2)).cpu()
+    sizes = (batch.im_info[:, :2] / batch.im_info[:, 2:4]).round().long().tolist()
+    rows = zip(
+        named,
+        sizes,
+        batch.text.lengths.split(batch.text.ids.cpu()),
+        batch.num_boxes.split(corners),
+        encoded.num_regions,
+        strict=True,
+    )
+    found = []
+    for (image_id, image, kinds), size, ids, boxes, count in rows:
+        numbers = range(1, len(boxes) + 1 - whole)
+        labels = ["image"] * whole
+        labels += [
+            f"{i} {kind}".strip() for i, kind in zip_longest(numbers, kinds[: len(numbers)], fillvalue="")
+        ]
+        found.append(
+            AttentionPlaces(
+                image_id=image_id,
+                image=image,
+                size=tuple(size),
+                tokens=tuple(tokenizer.tokens(ids.tolist())),
+                boxes=tuple(tuple(box) for box in boxes[:count].tolist()),
+                labels=tuple(labels[:count]),
+            )
+        )
+    return found
+
+
+def maps_of(encoded: Encoded, row: int) -> Tensor:
+    """Returns (L, A, S, S) float32 on the CPU: the maps of one sequence, encoded with `kernel="explicit"`."""
+    size = encoded.packing.lengths.sizes[row]
+    return torch.stack([layer[row, :, :size, :size].float().cpu() for layer in encoded.output.attention])
+
+
+def _save(path: Path, maps: NDArray[np.float32]) -> None:
+    with path.open("wb") as file:  # numpy would append .npy to a temporary name
+        np.save(file, maps)

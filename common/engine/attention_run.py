@@ -1,0 +1,133 @@
+"""Attention maps of a whole split: what `pretrain/vis_attention_maps.py` does (train_eval spec 8.1)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.config import load_config
+from common.data.dataset import VisualLinguisticDataset
+from common.data.loader import build_loader
+from common.data.sampling import EpochBatches
+from common.engine import distributed
+from common.engine.attention import AttentionMaps, Named, maps_of, places_of
+from common.engine.build import AnyTask
+from common.engine.evaluator import outputs_of
+from common.engine.main import parser
+from common.engine.results import result_folder
+from common.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+
+def attention_parser() -> argparse.ArgumentParser:
+    """Returns the flags of `vis_attention_maps.py`."""
+    result = parser("Write attention maps of a pre-trained model.")
+    result.add_argument("--cfg", required=True, help="yaml file of the experiment")
+    result.add_argument("--ckpt", help="checkpoint (default: NETWORK.PARTIAL_PRETRAIN)")
+    result.add_argument(
+        "--save-dir", default="./attention_maps", help="folder of the result (default: %(default)s)"
+    )
+    result.add_argument("--limit", type=int, help="pictures to write (default: all)")
+    result.add_argument("--gpus", type=int, nargs="+", metavar="N", help="GPUs to use; -1 for the CPU")
+    result.add_argument(
+        "--dist", action="store_true", help="one of several processes; torchrun describes them"
+    )
+    result.add_argument("--slurm", action="store_true", help="read the description from SLURM's variables")
+    return result
+
+
+def attention_main(args: argparse.Namespace, task_class: type[AnyTask], overrides: Sequence[str]) -> None:
+    """Writes `{save_dir}/attention_probs/{image_id}.npy`, and `.json` beside it, for the validation split.
+
+    Args:
+        args: the flags.
+        task_class: of the model.
+        overrides: settings under which a split is read as it is.
+    """
+    settings = [*args.set, *overrides]
+    if args.ckpt is not None:
+        path = json.dumps(args.ckpt)
+        settings += [f"NETWORK.PARTIAL_PRETRAIN={path}", "NETWORK.PARTIAL_PRETRAIN_PREFIX_CHANGES=[]"]
+    config = load_config(task_class.config_class, args.cfg, settings)
+    if args.limit is not None and args.limit < 1:
+        raise UsageError(f"--limit: {args.limit}: must be at least 1")
+    device = distributed.prepare(
+        dist_flag=args.dist, slurm=args.slurm, gpus_flag=args.gpus, gpus_listed=config.GPUS
+    )
+    torch.backends.cudnn.enabled = not args.cudnn_off
+    folder = result_folder(Path(args.save_dir) / "attention_probs", "--save-dir")
+    task = task_class(config)
+    dataset = task.build_dataset("val")
+    model = task.build_model()
+    for report in task.load_pretrained(model):
+        logger.info("%s", report)
+    count = write_maps(task, model.to(device), dataset, device, folder, args.limit)
+    logger.info("%s: attention maps of %d pictures", folder, count)
+
+
+def write_maps(
+    task: AnyTask,
+    model: nn.Module,
+    dataset: VisualLinguisticDataset[Any],
+    device: torch.device,
+    folder: Path,
+    limit: int | None = None,
+) -> int:
+    """Writes the maps of the first pictures of a dataset, a share of them in each process; returns their number.
+
+    Args:
+        task: of the model; its validation batch size is used.
+        model: returns `Encoded` with maps.
+        dataset: the pictures.
+        device: of the model.
+        folder: for `{image_id}.npy` and `.json`.
+        limit: how many pictures; None for all.
+    """
+    count = min(limit or len(dataset), len(dataset))
+    names = image_ids([dataset.record_id(index) for index in range(count)])
+    batches = EpochBatches(
+        count,
+        task.config.VAL.batch_sizes[0],
+        shuffle=False,
+        seed=task.config.RNG_SEED,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        pad=False,
+    )
+    loader = build_loader(
+        [dataset],
+        batches,
+        batch_type=dataset.batch_type,
+        num_workers=task.config.NUM_WORKERS_PER_GPU,
+        pin_memory=True,
+    )
+    whole = bool(task.config.datasets[0].ADD_IMAGE_AS_A_BOX)
+    for encoded, batch in outputs_of(task, model, loader, device, None):
+        named = [Named(names[index], *dataset.described(index)) for index in batch.index.tolist()]
+        for row, places in enumerate(places_of(batch, encoded, named, task.tokenizer, whole=whole)):
+            AttentionMaps(places, maps_of(encoded, row).numpy()).save(folder)
+    distributed.barrier()  # what follows may read the files
+    return count
+
+
+def image_ids(record_ids: Sequence[str]) -> list[str]:
+    """Returns names for files: the number of a COCO picture, or the name of a file without its ending.
+
+    A picture with several captions has a file for each: `name`, `name-2`, ...
+    """
+    seen: Counter[str] = Counter()
+    names = []
+    for record_id in record_ids:
+        name = PurePath(record_id).stem
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return names

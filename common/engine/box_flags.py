@@ -1,0 +1,74 @@
+"""Flags that say where the regions of a picture come from."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+import torch
+
+from common.data.found import RegionFinder
+from common.engine.detector import TorchvisionDetector
+from common.errors import UsageError
+
+MakeFinder: TypeAlias = Callable[[torch.device], RegionFinder]
+
+
+def add_box_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds `--boxes` and the flags of a detector."""
+    parser.add_argument(
+        "--boxes", metavar="FILE", help="json with the boxes (default: the detector's, else a grid)"
+    )
+    parser.add_argument(
+        "--detector", metavar="NAME", help="torchvision detector, such as fasterrcnn_resnet50_fpn_v2"
+    )
+    parser.add_argument("--detector-weights", metavar="FILE", help="its weights; nothing is downloaded")
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.2,
+        help="least confidence of a detected region (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-boxes", type=int, default=100, help="most regions of a picture (default: %(default)s)"
+    )
+
+
+def check_box_flags(args: argparse.Namespace) -> None:
+    """Checks the flags of `add_box_flags`.
+
+    Raises:
+        UsageError: they do not fit together, or a number is out of range.
+    """
+    if args.boxes and args.detector:
+        raise UsageError("--boxes and --detector: give one of them")
+    if bool(args.detector) != bool(args.detector_weights):
+        raise UsageError("--detector and --detector-weights: give both, or none of them")
+    if not 0 <= args.score_threshold <= 1:
+        raise UsageError(f"--score-threshold: {args.score_threshold}: must be from 0 to 1")
+    if args.max_boxes < 1:
+        raise UsageError(f"--max-boxes: {args.max_boxes}: must be at least 1")
+
+
+def detector_maker(args: argparse.Namespace) -> MakeFinder:
+    """Returns what makes the detector of the flags of `add_box_flags` on a device; see `TorchvisionDetector`."""
+    return partial(
+        TorchvisionDetector,
+        args.detector,
+        args.detector_weights,
+        score_threshold=args.score_threshold,
+        max_boxes=args.max_boxes,
+    )
+
+
+def finder_from_flags(args: argparse.Namespace, device: torch.device) -> RegionFinder | None:
+    """Returns the detector that the flags of `add_box_flags` describe; None without one.
+
+    Raises:
+        UsageError: see `check_box_flags`.
+        CheckpointError: see `TorchvisionDetector`.
+    """
+    check_box_flags(args)
+    return detector_maker(args)(device) if args.detector else None

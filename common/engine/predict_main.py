@@ -1,0 +1,127 @@
+"""What every `predict.py` shares: flags, the model they describe, and how an answer is shown."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from PIL import Image
+
+from common.engine.box_flags import add_box_flags, finder_from_flags
+from common.engine.drawing import DrawnBox, draw
+from common.engine.main import parser
+from common.engine.predictor import Predictor, QueryT, Scene, TrainedModel
+from common.engine.region_extractor import RegionExtractor
+from common.errors import UsageError
+from common.files import replace_file
+
+PredictionT = TypeVar("PredictionT")
+ModelT = TypeVar("ModelT", bound=TrainedModel[Any])
+
+
+class Shown(NamedTuple):
+    """An answer for people and for programs.
+
+    Attributes:
+        lines: what to print.
+        record: the same, JSON-ready.
+        boxes: regions to draw.
+        title: text below the saved picture.
+    """
+
+    lines: Sequence[str]
+    record: Any
+    boxes: Sequence[DrawnBox]
+    title: str
+
+
+def add_model_flags(result: argparse.ArgumentParser) -> None:
+    """Adds the flags that name a trained model, and what it sees in pictures (`load_from_flags`)."""
+    result.add_argument("--cfg", required=True, help="yaml file of the experiment")
+    result.add_argument("--ckpt", help="checkpoint (default: the best one of the training run)")
+    add_box_flags(result)
+    result.add_argument(
+        "--features",
+        metavar="FILE",
+        help="ResNet weights that compute region features, for a model that reads features and boxes without them",
+    )
+    result.add_argument("--device", help="cpu, cuda or cuda:N (default: the first GPU, if any)")
+    result.add_argument("--fp16", action="store_true", help="compute in half precision")
+
+
+def load_from_flags(args: argparse.Namespace, model_class: type[ModelT]) -> ModelT:
+    """Loads the model that the flags of `add_model_flags` name."""
+    device = device_of(args.device)
+    return model_class.load(
+        args.cfg,
+        args.ckpt,
+        device,
+        overrides=args.set,
+        fp16=args.fp16,
+        finder=finder_from_flags(args, device),
+        extractor=RegionExtractor.from_resnet_file(args.features, device) if args.features else None,
+    )
+
+
+def predict_parser(description: str) -> argparse.ArgumentParser:
+    """Returns the flags that every `predict.py` has; tasks add their texts."""
+    result = parser(description)
+    add_model_flags(result)
+    result.add_argument("--image", required=True, help="the picture")
+    result.add_argument("--json", action="store_true", help="print json")
+    result.add_argument("--save", metavar="FILE", help="draw regions and answer into this picture")
+    return result
+
+
+def predict_main(
+    args: argparse.Namespace,
+    predictor_class: type[Predictor[QueryT, PredictionT]],
+    query: QueryT,
+    describe: Callable[[Scene, PredictionT], Shown],
+) -> None:
+    """Answers one query as the command line says, and prints and draws the answer."""
+    if args.save:
+        _check_picture_name(Path(args.save))
+    ((scene, prediction),) = load_from_flags(args, predictor_class).answers([query])
+    shown = describe(scene, prediction)
+    if args.json:
+        sys.stdout.write(json.dumps(shown.record) + "\n")
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in shown.lines)
+    if args.save:
+        _save(draw(scene.image, shown.boxes, shown.title), Path(args.save))
+
+
+def device_of(name: str | None) -> torch.device:
+    """Returns the device of `--device`; by default the first GPU, else the CPU.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UsageError(f'--device: "{name}": no such device; use cpu, cuda or cuda:N') from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device: {name}: this machine has {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def _check_picture_name(path: Path) -> None:
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise UsageError(f"--save: {path}: must end in .png or .jpg")
+    if not path.parent.is_dir():
+        raise UsageError(f"--save: {path}: there is no folder {path.parent}")
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    form = Image.registered_extensions()[path.suffix.lower()]
+    try:
+        replace_file(path, lambda temporary: picture.save(temporary, form))
+    except OSError as error:
+        raise UsageError(f"--save: {path}: cannot write there: {error.strerror or error}") from error

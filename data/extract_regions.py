@@ -1,0 +1,123 @@
+"""Makes region files (boxes, classes, features) for a folder of pictures.
+
+Usage: `python -m data.extract_regions IMAGES --out FOLDER_OR_FILE.packed` with `--weights RESNET_FILE`, or with
+`--cfg YAML --ckpt CHECKPOINT`; boxes come from `--boxes FILE` or from `--detector NAME --detector-weights FILE`. Killed
+and started again with the same arguments, it continues. Pictures are only read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: the folder above holds the packages
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+import vl_bert
+from common.data.box_file import BoxFile
+from common.engine.box_flags import MakeFinder, add_box_flags, check_box_flags, detector_maker
+from common.engine.boxes import announce_grid, announced_grid
+from common.engine.extraction import Extraction, Recipe, is_packed, list_pictures
+from common.engine.main import parser, run
+from common.engine.predict_main import device_of
+from common.engine.region_extractor import RegionExtractor
+from common.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+
+def command_line() -> argparse.ArgumentParser:
+    """Returns the parser of the command."""
+    flags = parser((__doc__ or "").splitlines()[0])
+    add = flags.add_argument
+    add("images", metavar="IMAGES", help="folder, zip archive, or place in one (x.zip@/inner)")
+    add("--out", required=True, type=Path, help="folder of json files; or packed file, which ends in .packed")
+    add("--weights", metavar="FILE", help="ResNet that computes the features; --cfg describes an unusual one")
+    add("--cfg", help="yaml file of the model whose region branch computes them")
+    add("--ckpt", metavar="FILE", help="its checkpoint")
+    add_box_flags(flags)
+    add("--classes", action="store_true", help="also class scores, 81 columns, for pre-training")
+    add(
+        "--names",
+        choices=("stem", "number"),
+        default="stem",
+        help="region files are named like the picture, or by the number that its name ends in, as VQA needs it",
+    )
+    add("--dtype", choices=("float32", "float16"), default="float32", help="of features in a packed file")
+    add("--device", help="cpu, cuda or cuda:N (default: all GPUs, if any)")
+    add("--processes", type=int, default=0, metavar="N", help="default: one for each GPU; one on a CPU")
+    add("--batch-size", type=int, default=4, metavar="N", help="pictures at once (default: %(default)s)")
+    add("--on-bad", choices=("raise", "skip"), default="raise", help="what to do with a broken picture")
+    return flags
+
+
+def _check(args: argparse.Namespace) -> None:
+    check_box_flags(args)
+    if bool(args.weights) == bool(args.ckpt):
+        raise UsageError("give --weights FILE, or --cfg YAML with --ckpt FILE: what computes the features")
+    if args.ckpt and not args.cfg:
+        raise UsageError("--ckpt: needs --cfg, the yaml file of its model")
+    if args.set and not args.cfg:
+        raise UsageError("--set: needs --cfg, the yaml file that it changes")
+    for flag, least in (("processes", 0), ("batch_size", 1)):
+        if getattr(args, flag) < least:
+            raise UsageError(f"--{flag.replace('_', '-')}: {getattr(args, flag)}: must be at least {least}")
+    if args.dtype != "float32" and not is_packed(args.out):
+        raise UsageError(f"--dtype {args.dtype}: json files are float32; name a file that ends in .packed")
+
+
+def _devices(args: argparse.Namespace) -> list[torch.device]:
+    """Returns the device of each process."""
+    device = device_of(args.device)
+    if device.type != "cuda" or device.index is not None:
+        return [device] * max(args.processes, 1)
+    count = torch.cuda.device_count()
+    return [torch.device("cuda", number % count) for number in range(args.processes or count)]
+
+
+def _extractor(args: argparse.Namespace) -> Callable[[torch.device], RegionExtractor]:
+    config = vl_bert.read_config(args.cfg, args.set) if args.cfg else None
+    if args.weights:
+        return partial(RegionExtractor.from_resnet_file, args.weights, config=config)
+    assert config is not None
+    return partial(RegionExtractor.from_checkpoint, config, args.ckpt)
+
+
+def _finder(args: argparse.Namespace) -> MakeFinder | None:
+    if args.boxes:
+        return None
+    if args.detector:
+        return detector_maker(args)
+    announce_grid()
+    return announced_grid
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    args = command_line().parse_args(arguments)
+    _check(args)
+    pictures = list_pictures(args.images, by_number=args.names == "number")
+    boxes = BoxFile(args.boxes) if args.boxes else None
+    if boxes is not None and boxes.single and len(pictures) > 1:
+        raise UsageError(
+            f"--boxes {args.boxes}: holds the boxes of one picture; for several, give a folder of such files or a "
+            "COCO file"
+        )
+    recipe = Recipe(_extractor(args), _finder(args), args.classes)
+    work = Extraction(pictures, boxes, recipe, _devices(args), args.batch_size, args.on_bad == "skip")
+    if is_packed(args.out):
+        width = recipe.extractor(torch.device("cpu")).feature_dim
+        left_out = work.to_packed_file(args.out, args.dtype, width)
+    else:
+        left_out = work.to_folder(args.out)
+    logger.info("%s: %d pictures, %d left out", args.out, len(pictures) - left_out, left_out)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

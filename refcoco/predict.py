@@ -1,0 +1,94 @@
+"""Finds in any picture what a sentence means.
+
+`python -m refcoco.predict --cfg YAML --ckpt CHECKPOINT --image PICTURE --expression "the red car on the left"`
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+from common.batch import Batch
+from common.data.image_file import ImageSource
+from common.engine.boxes import BoxSource
+from common.engine.build import AnyTask
+from common.engine.main import run
+from common.engine.predict_main import Shown, predict_main, predict_parser
+from common.engine.predictor import Predictor, Query, Scene
+from common.modeling.packing import argmax_per_row
+from refcoco.model import RefCOCOOutputs
+from refcoco.task import RefCOCOTask
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a sentence means.
+
+    Attributes:
+        box: x1, y1, x2, y2 in pixels of the picture.
+        score: how surely it is meant, from 0 to 1.
+        region: number of the region, from 1; 0 is the whole image.
+        scores: those of all regions, the whole image first where the model has it as a candidate.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    region: int
+    scores: tuple[float, ...]
+
+
+class RefCOCOPredictor(Predictor[Query, Found]):
+    """Finds the region that a sentence refers to."""
+
+    task_class: ClassVar[type[AnyTask]] = RefCOCOTask
+
+    def predict(self, image: ImageSource, expression: str, boxes: BoxSource | None = None) -> Found:
+        """Returns the best region; see `Query`."""
+        return self.predict_batch([Query(image, expression, boxes)])[0]
+
+    def predictions(self, outputs: RefCOCOOutputs, batch: Batch, scenes: Sequence[Scene]) -> list[Found]:
+        """The best box of every sentence; of equal ones the first."""
+        lengths = batch.num_boxes
+        best = (argmax_per_row(outputs.logits, lengths) - lengths.starts).tolist()
+        boxes = batch.boxes / batch.im_info[lengths.rows(), 2:4].repeat(1, 2)
+        shares = outputs.logits.sigmoid()
+        return [
+            Found(
+                box=tuple(corners[place].tolist()),
+                score=float(scores[place]),
+                region=place + 1 - (len(corners) - len(scene.classes)),
+                scores=tuple(scores.tolist()),
+            )
+            for scene, place, corners, scores in zip(
+                scenes,
+                best,
+                lengths.split(boxes),
+                lengths.split(shares),
+                strict=True,
+            )
+        ]
+
+
+def main() -> None:
+    """Reads the command line, and prints and draws the region."""
+    flags = predict_parser("Find what an expression refers to in a picture.")
+    flags.add_argument("--expression", required=True, help="what to look for")
+    args = flags.parse_args()
+
+    def describe(scene: Scene, found: Found) -> Shown:
+        corners = ", ".join(f"{side:.1f}" for side in found.box)
+        name = f"region {found.region}" if found.region else "the whole image"
+        return Shown(
+            lines=[f"{found.score:7.1%}  {name}: {corners} (x1, y1, x2, y2)"],
+            record={"expression": args.expression, **asdict(found)},
+            boxes=scene.drawn({found.region}),
+            title=f"{args.expression} ({found.score:.0%})",
+        )
+
+    predict_main(args, RefCOCOPredictor, Query(args.image, args.expression, args.boxes), describe)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,181 @@
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from common.data.box_file import BoxFile, boxes_of, read_boxes
+from common.data.coco import CLASS_NAMES, CLASS_OF_CATEGORY
+from common.data.region_json import Regions, region_record
+from common.errors import DataError
+
+CAR, BALL = CLASS_NAMES.index("car"), CLASS_NAMES.index("sportsball")
+SIZE = (100, 50)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, name="b.json"):
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return str(path)
+
+    return write
+
+
+def instances(**changes):
+    content = {
+        "images": [{"id": 9, "file_name": "train/x.jpg"}, {"id": 4, "file_name": "y.jpg"}],
+        "annotations": [
+            {"image_id": 9, "bbox": [10, 20, 30, 5], "category_id": 3, "id": 1, "segmentation": [[1, 2]]},
+            {"image_id": 4, "bbox": [0, 0, 0.5, 1], "category_id": 7},
+            {"image_id": 9, "bbox": [1, 2, 3, 4], "category_id": 7},
+        ],
+        "categories": [{"id": 3, "name": "sports ball"}, {"id": 7, "name": "helmet"}],
+    }
+    return content | changes
+
+
+def detections():
+    """Of picture 9, the best one last; of picture 4 in RefCOCO+'s spelling."""
+    return [
+        {"image_id": 9, "category_id": 3, "bbox": [0, 0, 2, 2], "score": 0.25},
+        {"image_id": 4, "category_id": 1, "box": [1, 1, 2, 2], "score": 1.0},
+        {"image_id": 9, "category_id": 37, "bbox": [1, 2, 3, 4], "score": 0.75},
+    ]
+
+
+def found(path, name="x.jpg", size=SIZE):
+    boxes, classes, scores = read_boxes(path, name).on(size)
+    assert (boxes.dtype, classes.dtype, scores.dtype) == (torch.float32, torch.int64, torch.float32)
+    return boxes.tolist(), classes.tolist(), scores.tolist()
+
+
+def test_lists(write):
+    assert found(write([[1, 2, 3, 4.5], [0, 0, 99, 49]])) == (
+        [[1, 2, 3, 4.5], [0, 0, 99, 49]],
+        [0, 0],
+        [1, 1],
+    )
+    named = {"boxes": [[1, 2, 3, 4]] * 4, "classes": ["Sports ball", "car", BALL, 0]}
+    assert found(write(named))[1] == [BALL, CAR, BALL, 0]
+    assert found(write([])) == ([], [], [])
+    assert found(write({"boxes": []}))[0] == []
+
+
+def test_arrays_and_tensors():
+    for value in (np.array([[1, 2, 3, 4]]), torch.tensor([[1.0, 2, 3, 4]]), ((1, 2, 3, 4),)):
+        assert boxes_of(value, "mine").on(SIZE).boxes.tolist() == [[1, 2, 3, 4]]
+
+
+def region_file(columns=81):
+    classes = torch.zeros(2, columns)
+    classes[0, CAR], classes[1, 0] = 0.75, 1
+    boxes = torch.tensor([[1.0, 2, 3, 4], [0, 0, 5, 5]])
+    return region_record(9, Regions(boxes, torch.ones(2, 6), torch.ones(6), SIZE, classes))
+
+
+def test_region_files(write):
+    path = write(region_file())
+    assert found(path) == ([[1, 2, 3, 4], [0, 0, 5, 5]], [CAR, 0], [0.75, 1])
+    assert read_boxes(path, "x.jpg").features is None
+    given = BoxFile(path, feature_dim=6).of("x.jpg")
+    assert (given.features.shape, given.image_feature.shape) == ((2, 6), (6,))
+    assert found(write(region_file(1601)))[1] == [0, 0]  # other classes than COCO's
+    with pytest.raises(DataError, match=r"of a picture of \(100, 50\) pixels .* the picture has \(50, 100\)"):
+        found(path, size=(50, 100))
+    with pytest.raises(DataError, match="image_box_feature holds 24 bytes; expected 1 x 7"):
+        BoxFile(path, feature_dim=7).of("x.jpg")
+
+
+def test_annotations_of_coco(write, caplog):
+    path = write(instances())
+    assert found(path) == ([[10, 20, 39, 24], [1, 2, 3, 5]], [BALL, 0], [1, 1])
+    assert "1 categories are not of COCO's 80, their boxes have no class: helmet" in caplog.messages[0]
+    assert found(path, "y.jpg")[0] == [[0, 0, 0, 0]]
+    assert not BoxFile(path).single
+    with pytest.raises(DataError, match=r"b\.json: has no image with the file_name z\.jpg"):
+        found(path, "z.jpg")
+    numbered = instances(categories=[])  # COCO's own numbers
+    assert found(write(numbered))[1] == [CLASS_OF_CATEGORY[3], CLASS_OF_CATEGORY[7]]
+    with pytest.raises(DataError, match="two images have the same file_name"):
+        BoxFile(write(instances(images=[{"id": 1, "file_name": "a/x"}, {"id": 2, "file_name": "b/x"}])))
+
+
+def test_detections_of_coco(write):
+    path = write(detections())
+    assert found(path, "COCO_val2014_000000000009.jpg") == (
+        [[1, 2, 3, 5], [0, 0, 1, 1]],
+        [BALL, CAR],
+        [0.75, 0.25],
+    )
+    assert found(path, "4.png")[0] == [[1, 1, 2, 2]]
+    assert found(path, "5.png")[0] == []
+    with pytest.raises(DataError, match=r"x\.jpg does not end in one"):
+        found(path)
+
+
+def test_numbers_of_coco_are_classes_of_ours():
+    named = {1: "person", 13: "stopsign", 37: "sportsball", 90: "toothbrush"}
+    assert {number: CLASS_NAMES[CLASS_OF_CATEGORY[number]] for number in named} == named
+    assert len(CLASS_OF_CATEGORY) == 80
+
+
+def test_a_folder_or_an_archive_has_a_file_for_each_picture(write, tmp_path):
+    write([[1, 2, 3, 4]], "x.json")
+    write({"boxes": [[5, 6, 7, 8]]}, "y.json")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(tmp_path / "x.json", "in/x.json")
+    assert found(str(tmp_path), "y.jpg")[0] == [[5, 6, 7, 8]]
+    assert found(f"{tmp_path}/a.zip@/in", "x.jpg")[0] == [[1, 2, 3, 4]]
+    with pytest.raises(DataError, match=r"z\.json: cannot be read"):
+        found(str(tmp_path), "z.jpg")
+    with pytest.raises(DataError, match="none: no such folder"):
+        BoxFile(f"{tmp_path}/none")
+
+
+def test_boxes_beyond_the_picture_are_cut_off(write, caplog):
+    path = write([[-0.5, 0, 100, 50], [-5, 10, 20, 80], [1, 1, 2, 2]])
+    assert found(path)[0] == [[0, 0, 99, 49], [0, 10, 20, 49], [1, 1, 2, 2]]
+    assert caplog.messages == [f"{path}: 1 boxes reach beyond the picture of 100 x 50 pixels: cut off"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "expected json in UTF-8, but it is empty"),
+        ("[[1, 2", "expected json in UTF-8, but EOF"),
+        ("3", "holds a int; expected a list of boxes"),
+        ('"text"', "holds a str; expected a list"),
+        ({"box": []}, "has no boxes; expected a list of boxes"),
+        ([[1, 2, 3, 4], [1, 2, 3]], r"box 1 is \[1, 2, 3\]; expected four numbers"),
+        ([[1, 2, 3, "x"]], "box 0 is .*; expected four numbers"),
+        ([1, 2, 3, 4], "box 0 is 1; expected four numbers"),
+        ("[[0, 0, 1, 1], [0, NaN, 1, 1]]", "box 1, .*, is not finite"),
+        ("[[0, 0, 1, Infinity]]", "box 0, .*, is not finite"),
+        ([[0, 0, 1, 1], [9, 0, 8, 1]], "box 1, .*, is empty"),
+        ([[100, 0, 120, 9]], "box 0, .*, lies outside of the picture of 100 x 50 pixels"),
+        ([[0, -9, 5, -1]], "box 0, .*, lies outside"),
+        ({"boxes": [[1, 2, 3, 4]], "classes": []}, "one class for each of the 1 boxes"),
+        ({"boxes": [[1, 2, 3, 4]], "classes": "car"}, "classes must be a list"),
+        ({"boxes": [[1, 2, 3, 4]], "classes": ["carr"]}, "class 0 is 'carr'; did you mean car"),
+        (
+            {"boxes": [[1, 2, 3, 4]], "classes": [81]},
+            "class 0 is 81; expected a name of COCO, or a number from 0",
+        ),
+        ({"boxes": [[1, 2, 3, 4]], "classes": [True]}, "class 0 is True"),
+        (
+            instances(annotations=[{"image_id": 9, "bbox": [0, 0, 1]}]),
+            r"annotations\.0\.bbox\.3: Field required",
+        ),
+        (
+            instances(annotations=[{"image_id": 9, "bbox": [0, 0, 0, 1]}]),
+            "image 9: box 0 is 0.0 wide .* empty",
+        ),
+        ('[{"image_id": 9, "bbox": [0, 0, NaN, 1]}]', r"0\.bbox\.2: Input should be a finite number"),
+    ],
+)
+def test_what_is_wrong_is_named(write, content, message):
+    with pytest.raises(DataError, match=rf"b\.json.*{message}"):
+        found(write(content), "x.jpg" if isinstance(content, dict) else "9.jpg")

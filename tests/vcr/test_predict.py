@@ -1,0 +1,126 @@
+"""Choices for questions about pictures of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vl_bert
+from common.errors import DataError
+from tests.vcr.world import CFGS, World
+from vcr.dataset import VCRDataset
+from vcr.predict import VCRPredictor, VCRQuery, read_metadata, words_of
+
+SPREAD = "NETWORK.VLBERT.initializer_range=0.5"
+
+
+@pytest.fixture(scope="module")
+def trained(drawn, tmp_path_factory):
+    world = World(drawn, tmp_path_factory.mktemp("trained"))
+    for part in CFGS:
+        assert world.train(SPREAD, cfg=CFGS[part]) == 0
+    return world
+
+
+def load(world: World, part: str) -> VCRPredictor:
+    return vl_bert.load(CFGS[part], world.checkpoint(part), "cpu", overrides=world.overrides())
+
+
+def spelt(words: list) -> str:
+    return " ".join(word if isinstance(word, str) else json.dumps(word) for word in words)
+
+
+def query(world: World, part: str, line: int, name: int = 0) -> VCRQuery:
+    record = world.record("val", line)
+    boxes, polygons = read_metadata(world.metadata("val", line))
+    right = record["answer_choices"][record["answer_label"]]
+    return VCRQuery(
+        world.image("val", line),
+        spelt(record["question"]),
+        boxes,
+        choices=[
+            spelt(words) for words in record["answer_choices" if part == "Q2A" else "rationale_choices"]
+        ],
+        answer=spelt(right) if part == "QA2R" else None,
+        polygons=polygons,
+        first_name=name,
+    )
+
+
+@pytest.mark.parametrize("part", CFGS)
+def test_choices_are_those_of_the_network(trained, part):
+    model = load(trained, part)
+    assert type(model) is VCRPredictor
+    names = VCRDataset(model.task.config, "val", model.task.tokenizer).name_offsets
+    found = model.predict_batch(query(trained, part, line, int(name)) for line, name in enumerate(names))
+    expected = torch.cat(
+        [outputs.logits for _, outputs in trained.scored(CFGS[part], trained.checkpoint(part), "val")]
+    ).softmax(dim=1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.ptp(found) > 0.01
+
+
+def test_one_question_and_boxes_alone(trained):
+    model = load(trained, "Q2A")
+    given = query(trained, "Q2A", 0)
+    shares = model.predict(given.image, given.text, given.choices, given.boxes)
+    assert abs(sum(shares) - 1) < 1e-5
+    # Without outlines, boxes stand in: nearly the same picture.
+    np.testing.assert_allclose(shares, model.predict_batch([given])[0], atol=0.2)
+
+
+def test_references():
+    assert words_of("Why is [0, 2] near [1]?") == ["Why", "is", [0, 2], "near", [1], "?"]
+    assert words_of("[a] [ 3 ]") == ["[a]", [3]]
+
+
+def test_states(trained):
+    encoding = load(trained, "QA2R").encode(
+        *dataclasses.astuple(query(trained, "QA2R", 0))[:2], attention=True
+    )
+    assert encoding.places.tokens[0] == "[CLS]"
+    assert encoding.places.tokens[-2:] == ("[SEP]", "[SEP]")
+    assert encoding.pooled.shape == (16,)
+    assert encoding.maps().maps.shape[2] == len(encoding.places.names)
+
+
+def test_mistakes(trained):
+    model = load(trained, "QA2R")
+    given = query(trained, "QA2R", 0)
+    with pytest.raises(DataError, match="give the answer to find one for"):
+        model.predict_batch([dataclasses.replace(given, answer=None)])
+    with pytest.raises(DataError, match="refers to object 99, but there are "):
+        model.predict_batch([dataclasses.replace(given, choices=["it is [99]", "no"])])
+    with pytest.raises(ValueError, match="equally many choices"):
+        model.predict_batch([given, dataclasses.replace(given, choices=["yes", "no"])])
+
+
+def test_the_command(trained, tmp_path, capsys):
+    given = query(trained, "Q2A", 0)
+    flags = (
+        *("--cfg", str(CFGS["Q2A"]), "--ckpt", str(trained.checkpoint()), "--image", str(given.image)),
+        *("--metadata", str(trained.metadata("val")), "--question", given.text, "--device", "cpu"),
+        *(part for choice in given.choices for part in ("--choice", choice)),
+    )
+    assert trained.command("predict", *flags, "--json", "--save", str(tmp_path / "x.png")) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["choice"] == int(np.argmax(shown["probabilities"]))
+    with Image.open(tmp_path / "x.png") as saved:
+        assert saved.format == "PNG"
+    assert trained.command("predict", *flags) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [number for number, line in enumerate(lines) if line.endswith("<-")] == [shown["choice"]]
+    assert trained.command("predict", *flags[:-6]) == 2
+    assert "--choice: give at least two" in capsys.readouterr().err
+
+
+def test_damaged_metadata(trained, tmp_path):
+    found = json.loads(trained.metadata("val").read_text())
+    (tmp_path / "x.json").write_text(json.dumps({**found, "names": found["names"][1:]}))
+    with pytest.raises(DataError, match=r"x\.json: boxes, segms and names must be equally many"):
+        read_metadata(tmp_path / "x.json")

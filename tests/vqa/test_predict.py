@@ -1,0 +1,170 @@
+"""Answers to questions about pictures of one's own."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import vl_bert
+from common.engine.predictor import Query
+from tests.vqa.world import World
+from vqa.predict import VQAPredictor
+
+SPREAD = "NETWORK.VLBERT.initializer_range=0.5"  # so that an untrained model answers this and that
+
+
+@pytest.fixture(scope="module")
+def trained(drawn, tmp_path_factory):
+    world = World(drawn, tmp_path_factory.mktemp("trained"))
+    assert world.train(SPREAD) == 0
+    return world
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return vl_bert.load(trained.cfg, trained.checkpoint(), "cpu", overrides=trained.overrides())
+
+
+@pytest.fixture(scope="module")
+def queries(trained):
+    regions = trained.regions().parent
+    return [
+        Query(
+            trained.data / f"val2014/COCO_val2014_{record['image_id']:012d}.jpg",
+            record["question"],
+            regions / f"{record['image_id']}.json",
+        )
+        for record in trained.records(trained.questions("val2014"))
+    ]
+
+
+def test_answers_are_those_of_test_py(trained, model, queries):
+    flags = (*trained.model(), "--split", "val2014", "--result-name", "x")
+    assert trained.evaluate("test", *flags) == 0
+    expected = json.loads((trained.out / "results/x_vqa2_val2014.json").read_text())
+    found = model.predict_batch(queries)
+    assert [answers[0].text for answers in found] == [record["answer"] for record in expected]
+    assert len({record["answer"] for record in expected}) > 1
+
+
+def test_probabilities_are_those_of_the_network(trained, model, queries):
+    (_, outputs), *_ = trained.scored(trained.cfg, trained.checkpoint(), "val")
+    answers = model.predict_batch(queries[:2])
+    vocabulary = model.task.vocabulary.answers
+    for row, found in enumerate(answers):
+        shares = outputs.logits[row].sigmoid()
+        assert [answer.probability for answer in found] == sorted(
+            (answer.probability for answer in found), reverse=True
+        )
+        for answer in found:
+            torch.testing.assert_close(answer.probability, float(shares[vocabulary.index(answer.text)]))
+    assert "<unk>" not in {answer.text for answer in answers[0]}
+
+
+def test_one_answer(model, queries):
+    query = queries[0]
+    best = model.predict(str(query.image), query.text, query.boxes, top=2)
+    assert best == model.predict_batch([query])[0][:2]
+    with Image.open(query.image) as picture:
+        assert model.predict(picture, query.text, str(query.boxes), top=2) == best
+
+
+def test_states_and_maps(model, queries):
+    found = model.encode_batch(queries[:3], attention=True)
+    for query, encoding in zip(queries, found, strict=False):
+        places = encoding.places
+        assert places.tokens[0] == "[CLS]"
+        assert places.tokens[-3:] == ("[SEP]", "[MASK]", "[SEP]")
+        assert places.labels[0] == "image"
+        count = json.loads(query.boxes.read_text())["num_boxes"]
+        assert places.labels[1:] == tuple(str(number) for number in range(1, count + 1))
+        assert encoding.text.shape == (len(places.tokens), 16)
+        assert encoding.regions.shape == (count + 1, 16)
+        maps = encoding.maps().maps
+        side = len(places.names)
+        assert maps.shape == (1, 4, side, side)
+        assert abs(maps.sum(axis=3) - 1).max() < 1e-5
+    # What stands beside it in a batch does not matter.
+    alone = model.encode(queries[1].image, queries[1].text, queries[1].boxes)
+    torch.testing.assert_close(alone.text, found[1].text)
+    torch.testing.assert_close(alone.pooled, found[1].text[0])
+    with pytest.raises(ValueError, match="attention=True"):
+        alone.maps()
+
+
+def test_the_command(trained, queries, tmp_path, capsys):
+    query = queries[0]
+    flags = (
+        *(
+            *trained.model(),
+            "--image",
+            str(query.image),
+            "--question",
+            query.text,
+            "--boxes",
+            str(query.boxes),
+        ),
+        *("--device", "cpu", "--top", "2"),
+    )
+    assert trained.command("predict", *flags, "--json", "--save", str(tmp_path / "answer.png")) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["question"] == query.text
+    assert len(shown["answers"]) == 2
+    with Image.open(tmp_path / "answer.png") as saved, Image.open(query.image) as picture:
+        assert saved.width >= picture.width
+        assert saved.height > picture.height
+    assert trained.command("predict", *flags) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("%")[1].strip() for line in lines] == [one["text"] for one in shown["answers"]]
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "message"),
+    [
+        (("--image", "nowhere.jpg"), 1, "nowhere.jpg: "),
+        (("--question", " "), 1, "its text is empty"),
+        (("--question", "red " * 5000), 1, "5004 tokens; the model takes "),
+        (("--boxes", "nowhere.json"), 1, "nowhere.json: "),
+        (("--ckpt", "nowhere.model"), 1, "nowhere.model: "),
+        (("--cfg", "nowhere.yaml"), 2, "nowhere.yaml: cannot be read"),
+        (("--device", "toaster"), 2, '--device: "toaster"'),
+        (("--device", "cuda:99"), 2, "--device: cuda:99: this machine has "),
+        (("--save", "answer.txt"), 2, "--save: answer.txt: must end in .png or .jpg"),
+        (("--save", "nowhere/answer.png"), 2, "there is no folder nowhere"),
+        (("--features", "nowhere.model"), 1, "nowhere.model: "),
+        (("--detector", "fasterrcnn_resnet50_fpn_v2"), 2, "--detector"),
+        (("--top", "0"), 2, "--top: 0: must be at least 1"),
+    ],
+)
+def test_mistakes(trained, queries, flags, status, message, capsys):
+    query = queries[0]
+    given = (*trained.model(), "--image", str(query.image), "--question", "what ?", "--device", "cpu")
+    assert trained.command("predict", *given, "--boxes", str(query.boxes), *flags) == status
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) == 1
+
+
+def test_features_are_needed(trained, queries, capsys):
+    query = queries[0]
+    given = (*trained.model(), "--image", str(query.image), "--question", "what ?", "--device", "cpu")
+    assert trained.command("predict", *given) == 1
+    captured = capsys.readouterr()
+    assert "reads region features" in captured.err
+    assert "a grid of" in captured.out + captured.err
+
+
+def test_a_checkpoint_of_another_model(trained, queries, tmp_path, capsys):
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "other.model")
+    given = ("--image", str(queries[0].image), "--question", "what ?", "--device", "cpu")
+    assert trained.command("predict", *trained.model(tmp_path / "other.model"), *given) == 1
+    assert "does not belong to the configured model" in capsys.readouterr().err
+
+
+def test_load_finds_the_task(trained, model):
+    assert type(model) is VQAPredictor
+    assert vl_bert.read_config(trained.cfg, trained.overrides()).DATASET.DATASET == "vqa"

@@ -1,0 +1,181 @@
+"""Chooses an answer, or a rationale, to a question about any picture.
+
+`python -m vcr.predict --cfg YAML --ckpt CHECKPOINT --image PICTURE --metadata FILE --question "Why is [0] smiling ?"
+--choice "[0] is happy ." --choice "..."`; a QA->R model also takes `--answer`. `[0]` is the first object, `[0,2]` the
+first and the third.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, TypeAlias
+
+import torch
+
+from common.batch import Batch, Sample
+from common.data.coco import CLASS_INDEX, CLASS_NAMES
+from common.data.found import FoundRegions
+from common.data.image_file import ImageSource
+from common.data.store import Store, parse_model
+from common.engine.boxes import BoxSource
+from common.engine.build import AnyTask
+from common.engine.main import run
+from common.engine.predict_main import Shown, predict_main, predict_parser
+from common.engine.predictor import Predictor, Query, Scene
+from common.errors import DataError, UsageError
+from vcr.dataset import VCRMetadata, VCRReader, VCRRecord
+from vcr.model import VCROutputs
+from vcr.task import VCRTask
+from vcr.text import referenced_objects
+
+UNKNOWN_OBJECT = "object"
+
+Polygons: TypeAlias = list[list[list[tuple[float, float]]]]
+"""Outlines of every object: x, y in pixels of the picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VCRQuery(Query):
+    """A question with its choices. Texts refer to objects as `[0]` or `[0,2]`.
+
+    Attributes:
+        choices: the answers, or for a QA->R model the rationales; equally many in all queries of a batch.
+        answer: what a QA->R model is to find a reason for.
+        polygons: outlines of every object; the boxes where None.
+        first_name: number of the first person's name (`vcr.text.PERSON_NAMES`).
+    """
+
+    choices: Sequence[str]
+    answer: str | None = None
+    polygons: Polygons | None = None
+    first_name: int = 0
+
+
+def words_of(text: str) -> list[str | list[int]]:
+    """Splits at blanks; `[0]` and `[0,2]` become lists of object numbers."""
+    parts = re.split(r"(\[\s*\d+(?:\s*,\s*\d+)*\s*\])", text)
+    return [
+        word
+        for place, part in enumerate(parts)
+        for word in ([list(map(int, re.findall(r"\d+", part)))] if place % 2 else part.split())
+    ]
+
+
+def read_metadata(path: str | Path) -> tuple[FoundRegions, Polygons]:
+    """Reads the objects of a picture from its VCR metadata file: boxes, classes and scores, and polygons.
+
+    Raises:
+        DataError: the file cannot be used.
+    """
+    found = parse_model(VCRMetadata, Store().read(str(path)), str(path))
+    if not len(found.boxes) == len(found.segms) == len(found.names):
+        raise DataError(f"{path}: boxes, segms and names must be equally many")
+    boxes = torch.tensor(found.boxes, dtype=torch.float32).view(-1, 5)
+    classes = torch.tensor([CLASS_INDEX.get(name, 0) for name in found.names], dtype=torch.int64)
+    return FoundRegions(boxes[:, :4], classes, boxes[:, 4]), found.segms
+
+
+class VCRPredictor(Predictor[VCRQuery, tuple[float, ...]]):
+    """Chooses among answers, or among rationales, as the model was trained."""
+
+    task_class: ClassVar[type[AnyTask]] = VCRTask
+
+    def predict(
+        self,
+        image: ImageSource,
+        question: str,
+        choices: Sequence[str],
+        boxes: BoxSource | None = None,
+        *,
+        answer: str | None = None,
+    ) -> tuple[float, ...]:
+        """Returns the probability of every choice; see `VCRQuery`."""
+        return self.predict_batch([VCRQuery(image, question, boxes, choices=choices, answer=answer)])[0]
+
+    def query(self, image: ImageSource, text: str, boxes: BoxSource | None = None) -> VCRQuery:
+        """A question without an answer, for `encode`."""
+        return VCRQuery(image, text, boxes, choices=[""], answer="")
+
+    def answers(self, queries: Iterable[VCRQuery]) -> Iterator[tuple[Scene, tuple[float, ...]]]:
+        """See `Predictor`; the network scores equally many choices of every picture."""
+        waiting = list(queries)
+        if len({len(query.choices) for query in waiting}) > 1:
+            raise ValueError("all queries of a batch must have equally many choices")
+        return super().answers(waiting)
+
+    def sample(self, index: int, scene: Scene, query: VCRQuery) -> Sample:
+        """Puts question and choices together as the dataset does."""
+        config = self.task.config
+        objects = [CLASS_NAMES[number] if number else UNKNOWN_OBJECT for number in scene.classes.tolist()]
+        rationales = config.DATASET.TASK == "QA2R"
+        if rationales and query.answer is None:
+            raise DataError(f"{scene.name}: this model finds reasons (QA2R): give the answer to find one for")
+        choices = [words_of(choice) for choice in query.choices]
+        record = VCRRecord.model_construct(
+            annot_id=scene.name,
+            img_fn=scene.name,
+            metadata_fn="",
+            objects=objects,
+            question=words_of(query.text),
+            answer_choices=[words_of(query.answer or "")] if rationales else choices,
+            rationale_choices=choices if rationales else None,
+            answer_label=0,
+        )
+        largest = max(referenced_objects([record.question, *record.answer_choices, *choices]), default=-1)
+        if largest >= len(objects):
+            raise DataError(
+                f"{scene.name}: a text refers to object {largest}, but there are {len(objects)}, counted from 0"
+            )
+        corners = scene.regions.boxes.tolist()
+        outlines = query.polygons or [
+            [[(x1, y1), (x2, y1), (x2, y2), (x1, y2)]] for x1, y1, x2, y2 in corners
+        ]
+        found = VCRMetadata.model_construct(boxes=corners, segms=outlines)
+        reader = VCRReader(config, self.task.tokenizer, cut=True)
+        regions = reader.regions(record, found, scene.picture.whole)
+        return reader.sample(index, record, scene.picture, regions, name_offset=query.first_name)
+
+    def predictions(
+        self, outputs: VCROutputs, batch: Batch, scenes: Sequence[Scene]
+    ) -> list[tuple[float, ...]]:
+        """The probability of every choice."""
+        return [tuple(row) for row in outputs.logits.softmax(dim=1).tolist()]
+
+
+def main() -> None:
+    """Reads the command line, and prints and draws the choice."""
+    flags = predict_parser("Choose an answer to a question about a picture.")
+    flags.add_argument("--metadata", help="VCR metadata of the picture: its objects, in place of --boxes")
+    flags.add_argument("--question", required=True, help="what to ask; [0] is the first object")
+    flags.add_argument("--choice", action="append", required=True, help="an answer or rationale; repeatable")
+    flags.add_argument("--answer", help="what a QA->R model is to find a reason for")
+    args = flags.parse_args()
+    if len(args.choice) < 2:
+        raise UsageError("--choice: give at least two")
+    boxes, polygons = read_metadata(args.metadata) if args.metadata else (args.boxes, None)
+    query = VCRQuery(
+        args.image, args.question, boxes, choices=args.choice, answer=args.answer, polygons=polygons
+    )
+
+    def describe(scene: Scene, shares: tuple[float, ...]) -> Shown:
+        best = max(range(len(shares)), key=shares.__getitem__)
+        texts = [args.question, args.answer or "", *args.choice]
+        return Shown(
+            lines=[
+                f"{share:7.1%}  {choice}{'  <-' if number == best else ''}"
+                for number, (choice, share) in enumerate(zip(args.choice, shares, strict=True))
+            ],
+            record={"question": args.question, "choice": best, "probabilities": shares},
+            boxes=scene.drawn(referenced_objects(map(words_of, texts)), first=0),
+            title=f"{args.question} {args.choice[best]}",
+        )
+
+    predict_main(args, VCRPredictor, query, describe)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
