@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from common.batch import Sample
 from common.engine.build import AnyTask
-from common.engine.predictor import Query, TrainedModel
+from common.engine.predictor import Query, Scene, TrainedModel
 from pretrain.task import PretrainTask
 
 
@@ -13,3 +14,8 @@ class PretrainedModel(TrainedModel[Query]):
     """Encodes pictures with texts: states and attention of a model before fine-tuning."""
 
     task_class: ClassVar[type[AnyTask]] = PretrainTask
+
+    def sample(self, index: int, scene: Scene, query: Query) -> Sample:
+        """See `TrainedModel`; as in pre-training, the whole image is the mean of its regions."""
+        mean = scene.regions._replace(image_feature=None)
+        return super().sample(index, scene._replace(regions=mean), query)
