@@ -3,9 +3,10 @@
 `python -m benchmarks.scale` writes captions and a text corpus in two files, of random words, to a temporary folder (by
 default 5.2 GB), opens them for the first time, then again in a fresh process, and there reads random items as a
 training does: records, regions, words, masks, batches. All records share the packed regions of 64 pictures. Memory is
-told by Linux: resident (pages shared with other processes count in each of them), what of that is anonymous (not pages
-of files), and what is a process's own (what one more worker costs); "libraries alone" is before anything is opened. The
-files were just written, so the operating system has them in memory: the table is about work, not about disks.
+told by Linux: resident (pages shared with other processes count in each of them), a process's share of that (a page of
+three processes counts a third), what of it is anonymous (not pages of files), and what is its own (what one more worker
+costs); "libraries alone" is before anything is opened. The files were just written, so the operating system has them in
+memory: the table is about work, not about disks.
 """
 
 from __future__ import annotations
@@ -131,11 +132,12 @@ def open_task(root: str, workers: int) -> PretrainTask:
 
 
 def memory(who: str, process: int) -> dict[str, float]:
-    """Memory of a process in MB: resident, what of it is anonymous, and what no other process shares."""
+    """Memory of a process in MB: resident, its share of that, what of it is anonymous, and what nobody shares."""
     fields = (line.split() for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:])
     size = {name: 1024 * int(kilobytes) / 1e6 for name, kilobytes, *_ in fields}
     return {
         f"{who}: resident MB": size["Rss:"],
+        f"{who}: its share of that MB": size["Pss:"],
         f"{who}: anonymous MB": size["Anonymous:"],
         f"{who}: its own MB": size["Private_Dirty:"] + size["Private_Clean:"],
     }
