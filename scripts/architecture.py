@@ -22,8 +22,8 @@ FLOORS = (
     ("common.engine",),
     TASKS,
     ("vl_bert",),
-    ("data", "scripts", "viz", "figs"),
-    ("benchmarks",),
+    ("data", "scripts", "viz"),
+    ("benchmarks", "figs"),
 )
 PACKAGES = (
     "common/data",
