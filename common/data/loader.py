@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from common.batch import Batch, Sample
-from common.data.collate import collate
 from common.data.dataset import VisualLinguisticDataset
+from common.data.parts import NO_LIMITS, Limits, PartsCollator
 from common.data.sampling import EpochBatches, ItemKey, JointBatches
 from common.errors import UserError
 
@@ -30,18 +30,19 @@ class _Guarded(Dataset[Any]):
             return error
 
 
-class _Collate(Generic[BatchT]):
-    def __init__(self, batch_type: type[BatchT]) -> None:
-        self.batch_type = batch_type
-
-    def __call__(self, samples: Sequence[Sample] | UserError) -> BatchT | UserError:
-        return samples if isinstance(samples, UserError) else collate(samples, self.batch_type)
-
-
 class BatchLoader(DataLoader[BatchT]):
-    """A `DataLoader` whose worker errors arrive as they were raised."""
+    """A `DataLoader` whose worker errors arrive as they were raised.
 
-    def __iter__(self) -> Iterator[BatchT]:  # type: ignore[override]  # the reference to torch's iterator stays inside
+    It yields batches, or with limits the parts of each batch.
+    """
+
+    @property
+    def datasets(self) -> Sequence[VisualLinguisticDataset[Any]]:
+        """What it reads from."""
+        assert isinstance(self.dataset, _Guarded)
+        return self.dataset.datasets
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # the reference to torch's iterator stays inside
         for batch in super().__iter__():
             if isinstance(batch, UserError):
                 # A new one: raised itself, it and this frame would hold each other, and with them the workers.
@@ -56,6 +57,7 @@ def build_loader(
     batch_type: type[BatchT],
     num_workers: int,
     pin_memory: bool,
+    limits: Limits = NO_LIMITS,
 ) -> BatchLoader[BatchT]:
     """Builds the loader of a dataset, or of several for joint batches.
 
@@ -68,12 +70,13 @@ def build_loader(
         batch_type: class of the batches.
         num_workers: worker processes; 0 reads in this process.
         pin_memory: page-locked batches for copies that do not block; without effect where CUDA is absent.
+        limits: of the parts that each batch then comes in, as a tuple.
     """
     return BatchLoader(
         _Guarded(datasets),
         batch_sampler=batches,
         num_workers=num_workers,
-        collate_fn=_Collate(batch_type),
+        collate_fn=PartsCollator(batch_type, limits),
         pin_memory=pin_memory and torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
         generator=torch.Generator(),
