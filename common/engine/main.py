@@ -38,6 +38,7 @@ from common.engine.callbacks import (
     Speedometer,
     ValidationMonitor,
 )
+from common.engine.dry_run import dry_run
 from common.engine.evaluator import evaluate
 from common.engine.interrupt import INTERRUPT_STATUS, Interruptible, Stopped, StopRequest, outlive_stop
 from common.engine.launch import first_to_report
@@ -408,6 +409,7 @@ def _train(
         path, epoch = resumed
         logger.info("%s training from %s", "Continue" if config.TRAIN.RESUME else "Auto continue", path)
         trainer.load_state_dict(read_weights(path), str(path), epoch + 1)
+    dry_run(trainer, loader)
     with watchdog, stop.deferred():
         trainer.fit(loader)
     return distributed.unwrap(model)

@@ -137,3 +137,14 @@ def test_a_full_disk_leaves_the_last_good_state(new_world, small_disk):
     filler.unlink()
     assert train(world)[0] == [0]
     assert_same_end(world, whole)
+
+
+@pytest.mark.dist
+def test_a_dry_run_changes_nothing(new_world):
+    worlds = []
+    for when in ("never", "always"):
+        worlds.append(new_world(when))
+        settings = (f"TRAIN.DRY_RUN={when}", "TRAIN.MAX_TOKENS=50")
+        assert train(worlds[-1], *settings, ranks=2)[0] == [0, 0]
+    assert "dry run: a batch of" in printed(worlds[1])
+    assert_same_end(worlds[1], worlds[0])
