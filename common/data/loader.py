@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +16,7 @@ from common.batch import Batch, Sample
 from common.data.dataset import VisualLinguisticDataset
 from common.data.parts import NO_LIMITS, Limits, PartsCollator
 from common.data.sampling import EpochBatches, ItemKey, JointBatches
-from common.errors import UserError
+from common.errors import DataError, UserError
 
 BatchT = TypeVar("BatchT", bound=Batch)
 
@@ -42,12 +46,42 @@ class BatchLoader(DataLoader[BatchT]):
         assert isinstance(self.dataset, _Guarded)
         return self.dataset.datasets
 
+    def dead_workers(self, seconds: float) -> list[BaseProcess]:
+        """Returns the workers that have ended, after waiting so long for one."""
+        workers: list[BaseProcess] = list(getattr(self._iterator, "_workers", ()))
+        wait([worker.sentinel for worker in workers], seconds if workers else 0)
+        return [worker for worker in workers if worker.exitcode is not None]
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # the reference to torch's iterator stays inside
         for batch in super().__iter__():
             if isinstance(batch, UserError):
                 # A new one: raised itself, it and this frame would hold each other, and with them the workers.
                 raise type(batch)(*batch.args)
             yield batch
+
+
+@contextmanager
+def explained_workers(**loaders: object) -> Iterator[None]:
+    """Says which loader has lost a worker: that may show anywhere, as a torn connection or as torch's own error.
+
+    Args:
+        loaders: by the name of their data; only those of class `BatchLoader` have workers.
+
+    Raises:
+        DataError: in place of the error that follows from the end of a worker.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        for name, loader in loaders.items():
+            for worker in loader.dead_workers(1.0) if isinstance(loader, BatchLoader) else ():
+                status = worker.exitcode or 0
+                how = signal.Signals(-status).name if status < 0 else f"status {status}"
+                raise DataError(
+                    f"a process that reads the {name} data (pid {worker.pid}) ended with {how}; if nobody killed it, "
+                    "the machine has run out of memory: lower NUM_WORKERS_PER_GPU or ask for more memory"
+                ) from error
+        raise
 
 
 def build_loader(

@@ -29,6 +29,7 @@ from torch import nn
 from common.config import ExperimentConfig, dump_config, load_config
 from common.config_files import read_tree
 from common.config_types import Split
+from common.data.loader import explained_workers
 from common.engine import checkpoint, distributed
 from common.engine.build import AnyTask, build_split
 from common.engine.callbacks import (
@@ -410,7 +411,7 @@ def _train(
         logger.info("%s training from %s", "Continue" if config.TRAIN.RESUME else "Auto continue", path)
         trainer.load_state_dict(read_weights(path), str(path), epoch + 1)
     dry_run(trainer, loader)
-    with watchdog, stop.deferred():
+    with watchdog, stop.deferred(), explained_workers(training=loader, validation=val_loader):
         trainer.fit(loader)
     return distributed.unwrap(model)
 

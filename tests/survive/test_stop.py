@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
+import time
 
 import pytest
 
@@ -60,6 +62,28 @@ def test_workers_outlive_a_signal_to_the_whole_group(world):
     kill = Kill("batch", 3, number=-signal.SIGTERM)
     assert train(world, "NUM_WORKERS_PER_GPU=1", kill=kill)[0] == [75]
     assert place(world) == (0, 4)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(
+    ("event", "ranks", "data"),
+    [
+        ("batch", 1, "training"),
+        pytest.param("validation", 1, "validation", marks=pytest.mark.slow),
+        pytest.param("batch", 2, "training", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_worker_ends_the_run_with_its_name(world, event, ranks, data):
+    kill = Kill(event, 2, worker=True)
+    settings = ("NUM_WORKERS_PER_GPU=1", "VAL.BATCH_IMAGES=1")
+    started = time.monotonic()
+    assert train(world, *settings, kill=kill, ranks=ranks)[0][0] == 1
+    assert time.monotonic() - started < 25
+    errors = [line for line in printed(world).splitlines() if line.startswith(("error:", "Traceback"))]
+    assert len(errors) == 1
+    assert re.match(
+        rf"error: a process that reads the {data} data \(pid \d+\) ended with SIGKILL;", errors[0]
+    )
 
 
 @pytest.mark.dist
