@@ -9,6 +9,7 @@ import subprocess
 import time
 
 import pytest
+import torch
 
 from common.modeling.pretrained import read_weights
 from tests.survive.runs import Kill, folder, printed, train
@@ -109,7 +110,12 @@ def flip(path):
 
 @pytest.mark.parametrize(
     "spoil",
-    [flip, lambda path: path.write_bytes(path.read_bytes()[:1000]), lambda path: path.write_bytes(b"")],
+    [
+        flip,
+        lambda path: path.write_bytes(path.read_bytes()[:1000]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("not a checkpoint"),
+    ],
 )
 def test_a_damaged_state_is_passed_over(new_world, spoil):
     whole, _ = whole_run(new_world, 1)
@@ -131,6 +137,15 @@ def test_a_state_of_another_model_is_an_error(world):
     assert "toy-latest.model: " in printed(world)
     assert "shapes differ from the configured model" in printed(world)
     assert place(world) == (0, 4)
+
+
+def test_a_foreign_file_in_place_of_the_state_is_an_error(world):
+    assert train(world, kill=Kill("batch", 6))[0] == [KILLED]
+    torch.save({"word_embeddings.weight": torch.zeros(2, 2)}, folder(world) / "toy-latest.model")
+    assert train(world)[0] == [1]
+    assert "toy-latest.model: not a state of a training run, it has no position; remove it" in printed(world)
+    (folder(world) / "toy-latest.model").unlink()
+    assert train(world)[0] == [0]
 
 
 @pytest.fixture
@@ -161,6 +176,17 @@ def test_a_full_disk_leaves_the_last_good_state(new_world, small_disk):
     filler.unlink()
     assert train(world)[0] == [0]
     assert_same_end(world, whole)
+
+
+def test_a_read_only_folder_is_said_before_anything_is_read(world, small_disk):
+    world.out = small_disk / "out"
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert train(world)[0] == [2]
+    errors = [line for line in printed(world).splitlines() if "error" in line or "Traceback" in line]
+    assert errors == [
+        f"error: OUTPUT_PATH: {folder(world)}: cannot write there: Read-only file system; choose another or use "
+        "--model-dir"
+    ]
 
 
 @pytest.mark.dist
