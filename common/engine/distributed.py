@@ -268,6 +268,8 @@ def wrap(model: nn.Module) -> nn.Module:
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {option: any(norm.training for norm in norms)}
+    # Gradients that lie in the buckets save 4 bytes per parameter.
+    options["gradient_as_bucket_view"] = True
     # Batches are moved before, so no device is named.
     return DistributedDataParallel(model, **options)
 
