@@ -1,4 +1,7 @@
-"""Of every task, a batch in parts has the gradient and the losses of the whole, on one process and on two."""
+"""Of every task, a batch in parts has the gradient and the losses of the whole, on one process and on two.
+
+The runs with limits begin with a dry run, which must not change them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch import nn
 from common.config import load_config
 from common.engine import distributed
 from common.engine.build import build_split
+from common.engine.dry_run import dry_run
 from common.engine.optim import build_optimizer, build_schedule
 from common.engine.trainer import Trainer
 from scripts.make_toy_data import ToyWorld
@@ -70,6 +74,7 @@ def fit(task_class, cfg, settings):
     optimizer = build_optimizer(config.TRAIN, dict(model.named_parameters()), distributed.world_size())
     schedule = build_schedule(config.TRAIN, optimizer, len(loader))
     trainer = Watched(task, distributed.wrap(model), optimizer, schedule)
+    dry_run(trainer, loader)
     trainer.fit(loader)
     return {"gradients": trainer.gradients, "parts": trainer.parts, "metrics": trainer.metrics.compute()}
 
@@ -87,6 +92,7 @@ def runs(tmp_path_factory):
         world = world_class(drawn, tmp_path_factory.mktemp(f"world{number}"))
         plain = [*changes, "TRAIN.GRAD_ACCUMULATE_STEPS=2"]
         limited = [*plain, f"TRAIN.MAX_TOKENS={limits[0]}", f"TRAIN.MAX_REGIONS={limits[1]}"]
+        limited.append("TRAIN.DRY_RUN=always")
         pairs.append([(world.task, str(world.cfg), world.settings(each)[1::2]) for each in (plain, limited)])
     return pairs
 
