@@ -358,6 +358,17 @@ class TrainConfig(LoopConfig):
     """Clip the global L2 norm of the gradient to this; off where <= 0."""
     GRAD_ACCUMULATE_STEPS: Positive = 1
     """Micro-batches per update."""
+    MAX_TOKENS: Natural = 0
+    """A micro-batch whose sequences (text, regions and [END]; VCR has four per sample) are together longer goes
+    through the model in parts that are not, one after the other. What is learnt stays the same, but for the
+    numbers that dropout draws and batch normalisation that is not frozen. 0: no limit. New key.
+    """
+    MAX_REGIONS: Natural = 0
+    """The same for the boxes of its pictures. New key."""
+    DRY_RUN: Literal["auto", "always", "never"] = "auto"
+    """Before the first step, run the largest batch that samples of the data can make forward and backward, so
+    that memory runs out then or not at all; auto: on a GPU. It changes no result. New key.
+    """
     LR: NonNegative = 0.1
     """Learning rate PER SAMPLE: the base rate is LR x processes x BATCH_IMAGES (the sum of a list) x
     GRAD_ACCUMULATE_STEPS.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from common.config_types import Split
 from common.data.dataset import VisualLinguisticDataset
 from common.engine.metrics import Ratio, accuracy, mvrc_accuracy
 from common.engine.task import Task
-from common.modeling.losses import is_distribution, mean_or_zero, sample_mean, soft_cross_entropy
+from common.modeling.losses import EPSILON, is_distribution, mean_or_zero, sample_mean, soft_cross_entropy
 from pretrain.captions import CaptionDataset, CocoCaptionDataset
 from pretrain.config import ATTENTION, PretrainConfig
 from pretrain.corpus import CorpusDataset
@@ -81,9 +81,8 @@ class PretrainTask(Task[PretrainConfig, PretrainBatch, PretrainOutputs]):
         losses = {}
         if outputs.relationship_logits is not None:
             logits = outputs.relationship_logits.float()
-            losses["relationship_loss"] = mean_or_zero(
-                F.cross_entropy(logits, batch.relationship, reduction="none")
-            )
+            loss = F.cross_entropy(logits, batch.relationship, reduction="none")
+            losses["relationship_loss"] = mean_or_zero(loss)
         for words in self._words(outputs, batch):
             loss = F.cross_entropy(words.logits.float(), words.labels, reduction="none")
             if self.config.NETWORK.MLM_LOSS_NORM_IN_BATCH_FIRST:
@@ -119,20 +118,23 @@ class PretrainTask(Task[PretrainConfig, PretrainBatch, PretrainOutputs]):
     def label_counts(self, batch: PretrainBatch) -> dict[str, Tensor | int]:
         """The captions, the words and regions to restore, or the samples that have such."""
         network, pictures = self.config.NETWORK, batch.num_pictures
-        words = batch.word_places.lengths.sizes
-        if network.MLM_LOSS_NORM_IN_BATCH_FIRST:
-            words = tuple(int(size > 0) for size in words)
+        sizes, first = batch.word_places.lengths.sizes, network.MLM_LOSS_NORM_IN_BATCH_FIRST
+        words = [min(size, 1) if first else size for size in sizes]
         regions = is_distribution(batch.region_labels).long()
         if network.MVRC_LOSS_NORM_IN_BATCH_FIRST:
             sample = batch.region_places.lengths.rows()
             regions = (regions.new_zeros(batch.num_samples).index_add(0, sample, regions) > 0).long()
-        return {
-            "relationship_loss": pictures,
-            "mlm_loss": sum(words),
-            "mlm_loss_wvc": sum(words[:pictures]),
-            "mlm_loss_aux": sum(words[pictures:]),
-            "mvrc_loss": regions.sum(),
-        }
+        counts: dict[str, Tensor | int] = {"relationship_loss": pictures, "mvrc_loss": regions.sum()}
+        counts |= {"mlm_loss_wvc": sum(words[:pictures]), "mlm_loss_aux": sum(words[pictures:])}
+        return counts | {"mlm_loss": sum(words)}
+
+    @property
+    def count_offsets(self) -> Mapping[str, float]:
+        """What a mean over samples adds to their number."""
+        network = self.config.NETWORK
+        words, regions = network.MLM_LOSS_NORM_IN_BATCH_FIRST, network.MVRC_LOSS_NORM_IN_BATCH_FIRST
+        offsets = dict.fromkeys(("mlm_loss", "mlm_loss_wvc", "mlm_loss_aux"), EPSILON * words)
+        return {**offsets, "mvrc_loss": EPSILON * regions}
 
     def metrics(self, outputs: PretrainOutputs, batch: PretrainBatch, split: Split) -> dict[str, Ratio]:
         """How much of what was hidden is restored (spec train_eval.md 6)."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from common.batch import Batch, Sample
-from common.data.collate import collate
 from common.data.dataset import VisualLinguisticDataset
+from common.data.parts import NO_LIMITS, Limits, PartsCollator
 from common.data.sampling import EpochBatches, ItemKey, JointBatches
-from common.errors import UserError
+from common.errors import DataError, UserError
 
 BatchT = TypeVar("BatchT", bound=Batch)
 
@@ -30,23 +34,54 @@ class _Guarded(Dataset[Any]):
             return error
 
 
-class _Collate(Generic[BatchT]):
-    def __init__(self, batch_type: type[BatchT]) -> None:
-        self.batch_type = batch_type
-
-    def __call__(self, samples: Sequence[Sample] | UserError) -> BatchT | UserError:
-        return samples if isinstance(samples, UserError) else collate(samples, self.batch_type)
-
-
 class BatchLoader(DataLoader[BatchT]):
-    """A `DataLoader` whose worker errors arrive as they were raised."""
+    """A `DataLoader` whose worker errors arrive as they were raised.
 
-    def __iter__(self) -> Iterator[BatchT]:  # type: ignore[override]  # the reference to torch's iterator stays inside
+    It yields batches, or with limits the parts of each batch.
+    """
+
+    @property
+    def datasets(self) -> Sequence[VisualLinguisticDataset[Any]]:
+        """What it reads from."""
+        assert isinstance(self.dataset, _Guarded)
+        return self.dataset.datasets
+
+    def dead_workers(self, seconds: float) -> list[BaseProcess]:
+        """Returns the workers that have ended, after waiting so long for one."""
+        workers: list[BaseProcess] = list(getattr(self._iterator, "_workers", ()))
+        wait([worker.sentinel for worker in workers], seconds if workers else 0)
+        return [worker for worker in workers if worker.exitcode is not None]
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # the reference to torch's iterator stays inside
         for batch in super().__iter__():
             if isinstance(batch, UserError):
                 # A new one: raised itself, it and this frame would hold each other, and with them the workers.
                 raise type(batch)(*batch.args)
             yield batch
+
+
+@contextmanager
+def explained_workers(**loaders: object) -> Iterator[None]:
+    """Says which loader has lost a worker: that may show anywhere, as a torn connection or as torch's own error.
+
+    Args:
+        loaders: by the name of their data; only those of class `BatchLoader` have workers.
+
+    Raises:
+        DataError: in place of the error that follows from the end of a worker.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        for name, loader in loaders.items():
+            for worker in loader.dead_workers(1.0) if isinstance(loader, BatchLoader) else ():
+                status = worker.exitcode or 0
+                how = signal.Signals(-status).name if status < 0 else f"status {status}"
+                raise DataError(
+                    f"a process that reads the {name} data (pid {worker.pid}) ended with {how}; if nobody killed it, "
+                    "the machine has run out of memory: lower NUM_WORKERS_PER_GPU or ask for more memory"
+                ) from error
+        raise
 
 
 def build_loader(
@@ -56,6 +91,7 @@ def build_loader(
     batch_type: type[BatchT],
     num_workers: int,
     pin_memory: bool,
+    limits: Limits = NO_LIMITS,
 ) -> BatchLoader[BatchT]:
     """Builds the loader of a dataset, or of several for joint batches.
 
@@ -68,12 +104,13 @@ def build_loader(
         batch_type: class of the batches.
         num_workers: worker processes; 0 reads in this process.
         pin_memory: page-locked batches for copies that do not block; without effect where CUDA is absent.
+        limits: of the parts that each batch then comes in, as a tuple.
     """
     return BatchLoader(
         _Guarded(datasets),
         batch_sampler=batches,
         num_workers=num_workers,
-        collate_fn=_Collate(batch_type),
+        collate_fn=PartsCollator(batch_type, limits),
         pin_memory=pin_memory and torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
         generator=torch.Generator(),

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.config_sections import TrainConfig
 from common.config_types import Split
 from common.data.loader import BatchLoader, build_loader
+from common.data.parts import NO_LIMITS, Limits
 from common.data.sampling import EpochBatches, JointBatches
 from common.engine import distributed
 from common.engine.evaluator import predict
@@ -51,7 +53,13 @@ def build_split(task: AnyTask, split: Split) -> BatchLoader[Any]:
         batch_type=datasets[0].batch_type,
         num_workers=config.NUM_WORKERS_PER_GPU,
         pin_memory=True,
+        limits=limits_of(config.TRAIN) if training else NO_LIMITS,
     )
+
+
+def limits_of(train: TrainConfig) -> Limits:
+    """The limits of `TRAIN.MAX_TOKENS` and `TRAIN.MAX_REGIONS`."""
+    return Limits(train.MAX_TOKENS, train.MAX_REGIONS)
 
 
 def load_model(task: AnyTask, path: str | Path, device: torch.device) -> nn.Module:

@@ -83,6 +83,25 @@ class Times(NamedTuple):
     metric: float = 0.0
 
 
+class Stopwatch:
+    """Adds up the phases of a micro batch."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self._times = Times()
+
+    def lap(self, phase: str, tell: Callable[[str], None], done: str) -> None:
+        """Adds the time since the last lap to a phase, and tells what was done."""
+        tell(done)
+        last, self._last = self._last, time.perf_counter()
+        self._times = self._times._replace(**{phase: getattr(self._times, phase) + self._last - last})
+
+    def take(self) -> Times:
+        """Returns the times since the last call."""
+        times, self._times = self._times, Times()
+        return times
+
+
 class Speedometer(Callback):
     """Writes the reference's log line every LOG_FREQUENT micro batches.
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from common.batch import Batch
 from common.config_types import Split
+from common.data.loader import explained_workers
 from common.engine import distributed
 from common.engine.guard import explained_memory
 from common.engine.metrics import Metrics, loss_over
@@ -34,13 +35,15 @@ def outputs_of(
     precision = precision or Precision(device)
     shown = distributed.is_main() and sys.stderr.isatty()
     # Epoch 0 always: random decisions of a validation item (masks of pre-training) stay the same.
-    for batch in tqdm(
+    shown_batches = tqdm(
         batches_of(loader, 0), total=len(loader), desc=task.name, leave=False, disable=not shown
-    ):
-        moved = batch.to(device)
-        with explained_memory("evaluation", batch), torch.inference_mode(), precision.autocast():
-            outputs = model(moved)
-        yield single(outputs), moved
+    )
+    with explained_workers(evaluation=loader):
+        for batch in shown_batches:
+            moved = batch.to(device)
+            with explained_memory("evaluation", batch), torch.inference_mode(), precision.autocast():
+                outputs = model(moved)
+            yield single(outputs), moved
 
 
 def evaluate(

@@ -165,8 +165,9 @@ def explained_memory(where: str, batch: Batch) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise TrainingError(
-            f"{where}: out of memory with a batch of {shapes(batch)}. Lower BATCH_IMAGES (in TRAIN with a higher "
-            f"GRAD_ACCUMULATE_STEPS) or SCALES. {error}"
+            f"{where}: out of memory with a batch of {shapes(batch)}. In training, lower TRAIN.MAX_TOKENS or "
+            "TRAIN.MAX_REGIONS (0 is no limit), or BATCH_IMAGES with a higher GRAD_ACCUMULATE_STEPS; else BATCH_IMAGES "
+            f"or SCALES. {error}"
         ) from error
 
 

@@ -29,6 +29,7 @@ from torch import nn
 from common.config import ExperimentConfig, dump_config, load_config
 from common.config_files import read_tree
 from common.config_types import Split
+from common.data.loader import explained_workers
 from common.engine import checkpoint, distributed
 from common.engine.build import AnyTask, build_split
 from common.engine.callbacks import (
@@ -38,6 +39,7 @@ from common.engine.callbacks import (
     Speedometer,
     ValidationMonitor,
 )
+from common.engine.dry_run import dry_run
 from common.engine.evaluator import evaluate
 from common.engine.interrupt import INTERRUPT_STATUS, Interruptible, Stopped, StopRequest, outlive_stop
 from common.engine.launch import first_to_report
@@ -408,7 +410,8 @@ def _train(
         path, epoch = resumed
         logger.info("%s training from %s", "Continue" if config.TRAIN.RESUME else "Auto continue", path)
         trainer.load_state_dict(read_weights(path), str(path), epoch + 1)
-    with watchdog, stop.deferred():
+    dry_run(trainer, loader)
+    with watchdog, stop.deferred(), explained_workers(training=loader, validation=val_loader):
         trainer.fit(loader)
     return distributed.unwrap(model)
 

@@ -110,8 +110,14 @@ class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
     def label_counts(self, batch: BatchT) -> dict[str, Tensor | int]:
         """What each loss is a mean over, by its name: numbers of labels, on the host or 0-dim on the device.
 
-        Several processes weigh their losses by these, so that a step does not depend on how it is dealt out.
+        Several processes, and the parts of a batch, weigh their losses by these, so that a step does not depend on
+        how it is dealt out.
         """
+
+    @property
+    def count_offsets(self) -> Mapping[str, float]:
+        """What each loss adds to its number of labels before it divides by it; 0 where absent."""
+        return {}
 
     @property
     def loss_weights(self) -> Mapping[str, float]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from common.batch import Batch
 from common.config_sections import TrainConfig
 from common.engine import checkpoint, distributed
-from common.engine.callbacks import Callback, Times
+from common.engine.callbacks import Callback, Stopwatch, Times
 from common.engine.guard import Guard, check_finite, explained_memory
 from common.engine.interrupt import Stopped
 from common.engine.metrics import Metrics, loss_meter
@@ -29,24 +29,14 @@ from common.modeling.pretrained import load_state
 
 logger = logging.getLogger(__name__)
 
+Share = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
 
 class Loader(Protocol):
-    """The batches of an epoch: a data loader, or simply a list."""
+    """The batches of an epoch, or the parts of each: a data loader, or simply a list."""
 
     def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[Batch]: ...
-
-
-class _Stopwatch:
-    def __init__(self, beat: Callable[[str], None]) -> None:
-        self._beat = beat
-        self._last = time.perf_counter()
-
-    def lap(self, done: str) -> float:
-        """Seconds since the last lap."""
-        self._beat(done)
-        last, self._last = self._last, time.perf_counter()
-        return self._last - last
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 class Trainer(Progress):
@@ -138,11 +128,13 @@ class Trainer(Progress):
             self.metrics.reset()
         self.model.train()
         self.notify("on_epoch_start")
-        watch = _Stopwatch(self.watchdog.beat)
+        watch = Stopwatch()
         for batch in batches_of(loader, self.epoch, self.finished):
             updated = self.group()[1]
-            with explained_memory(self.where, batch):
-                self._micro_step(batch, watch)
+            parts = (batch,) if isinstance(batch, Batch) else batch
+            with explained_memory(self.where, parts[-1]):
+                self._micro_step(parts, watch)
+            self.times = watch.take()
             self.finished += 1
             self.watchdog.started()
             self.notify("on_batch_end")
@@ -153,31 +145,49 @@ class Trainer(Progress):
         self.guard.settle()
         self.notify("on_epoch_end")
 
-    def _micro_step(self, batch: Batch, watch: _Stopwatch) -> None:
-        """Forward, backward and, at the end of a group, the update."""
-        size, is_last = self.group()
-        data = watch.lap("reading a batch")
-        batch = batch.to(self.device)
-        transfer = watch.lap("moving a batch")
-        share = distributed.shares_of_labels(self.task.label_counts(batch), self.device)
-        with distributed.no_sync(self.model, active=not is_last):
-            with self.precision.autocast():
-                outputs = self.model(batch)
-            outputs = single(outputs)
-            losses = share(self.task.losses(outputs, batch))
-            loss = self.task.total(losses)
-            forward = watch.lap("a forward pass")
-            self.precision.backward(loss / size)
-        backward = watch.lap("a backward pass")
-        self.loss, self.grad_norm = loss.detach(), None
-        self.guard.note(self.where, batch, losses)
+    def _micro_step(self, parts: Sequence[Batch], watch: Stopwatch) -> None:
+        """Forward and backward of one part after the other and, at the end of a group, the update."""
+        beat, is_last = self.watchdog.beat, self.group()[1]
+        watch.lap("data", beat, "reading a batch")
+        parts = [part.to(self.device) for part in parts]
+        watch.lap("transfer", beat, "moving a batch")
+        counts = [self.task.label_counts(part) for part in parts]
+        share = distributed.shares_of_labels(counts, self.task.count_offsets, self.device)
+        found = []
+        for number, part in enumerate(parts):
+            ends = number + 1 == len(parts)
+            place = f", part {number + 1} of {len(parts)}" if len(parts) > 1 else ""
+            with (
+                explained_memory(self.where + place, part),
+                distributed.no_sync(self.model, active=not (is_last and ends)),
+            ):
+                tell = beat if ends else self.watchdog.live
+                found.append(self._part(part, partial(share, number), partial(watch.lap, tell=tell)))
+            self.guard.note(self.where + place, part, found[-1])
+        losses = {name: torch.stack([each[name] for each in found]).sum() for name in found[0]}
+        self.loss, self.grad_norm = self.task.total(losses), None
         if is_last:
             self._update()
-        optimizer = watch.lap("an update")
+        watch.lap("optimizer", beat, "an update")
+        self.metrics.update(
+            {name: loss_meter(losses, key, self.loss) for key, name in self.train.LOSS_LOGGERS}
+        )
+        watch.lap("metric", beat, "the metrics of a batch")
+
+    def _part(self, part: Batch, share: Share, lap: Callable[..., None]) -> dict[str, Tensor]:
+        """Forward and backward; returns the losses, scaled so that those of all parts add up."""
+        with self.precision.autocast():
+            outputs = self.model(part)
+        outputs = single(outputs)
+        losses = share(self.task.losses(outputs, part))
+        loss = self.task.total(losses)
+        lap("forward", done="a forward pass")
+        self.precision.backward(loss / self.group()[0])
+        lap("backward", done="a backward pass")
         with torch.no_grad():
-            meters = {name: loss_meter(losses, key, self.loss) for key, name in self.train.LOSS_LOGGERS}
-            self.metrics.update({**self.task.metrics(outputs, batch, "train"), **meters})
-        self.times = Times(data, transfer, forward, backward, optimizer, watch.lap("the metrics of a batch"))
+            self.metrics.update(self.task.metrics(outputs, part, "train"))
+        lap("metric", done="the metrics of a part")
+        return {name: value.detach() for name, value in losses.items()}
 
     def _update(self) -> None:
         # Updates that were left out do not move the schedule.
@@ -245,7 +255,7 @@ class Trainer(Progress):
             checkpoint.load_rng_state(streams[distributed.rank()])
 
 
-def batches_of(loader: Loader, epoch: int, start: int = 0) -> Iterable[Batch]:
+def batches_of(loader: Loader, epoch: int, start: int = 0) -> Iterable[Any]:
     """Returns the batches of an epoch from number `start` on.
 
     A loader whose `batch_sampler` has `set_epoch` skips without reading; other loaders repeat the same epoch.

@@ -46,6 +46,10 @@ def mean_or_zero(loss: Tensor) -> Tensor:
     return loss.sum() / max(loss.numel(), 1)
 
 
+EPSILON = 1e-4
+"""What `sample_mean` adds to the numbers that it divides by."""
+
+
 def sample_mean(loss: Tensor, labelled: Tensor, lengths: Lengths) -> Tensor:
     """Mean over samples of the mean over their labelled items (spec model.md 7.4, `..._NORM_IN_BATCH_FIRST`).
 
@@ -56,7 +60,8 @@ def sample_mean(loss: Tensor, labelled: Tensor, lengths: Lengths) -> Tensor:
     """
     sample, counted = lengths.rows(), labelled.to(loss.dtype)
     counts = counted.new_zeros(len(lengths)).index_add(0, sample, counted)
-    return (loss * counted / (counts[sample] + 1e-4)).sum() / ((counts > 0).sum() + 1e-4)
+    per_sample = loss * counted / (counts[sample] + EPSILON)
+    return per_sample.sum() / ((counts > 0).sum() + EPSILON)
 
 
 def choice_bce(logits: Tensor, labels: Tensor, positive_weight: float) -> Tensor:

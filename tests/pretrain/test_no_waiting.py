@@ -66,8 +66,10 @@ def test_a_step_of_one_of_several_processes(name, changes, pixels, monkeypatch):
     task, inputs = thin_task(name, *changes), mixed(pixels)
     model = task.build_model()
     with Watch() as watch:
-        share = distributed.shares_of_labels(task.label_counts(inputs), torch.device("cpu"))
+        share = distributed.shares_of_labels(
+            [task.label_counts(inputs)], task.count_offsets, torch.device("cpu")
+        )
         outputs = model(inputs)
-        task.total(share(task.losses(outputs, inputs))).backward()
+        task.total(share(0, task.losses(outputs, inputs))).backward()
         task.metrics(outputs, inputs, "train")
     assert not watch.found

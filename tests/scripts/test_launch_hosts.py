@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from common.modeling.pretrained import read_weights
+from tests.scripts.launching import Launch
 from tests.vqa.world import SMALL, World
 from tests.world import ROOT, draw, start
 
@@ -91,6 +93,46 @@ def test_two_machines_train_like_one_with_two_processes(hosts, world):
         first, second = pool.map(run, (0, 1))
     assert ("Train-" in first, "Train-" in second) == (True, False)  # one of them says what happens
     torch.testing.assert_close(weights(world, "two"), on_one_machine(world), rtol=0, atol=0)
+
+
+# The second is the default.
+@pytest.mark.parametrize("seconds", [10, pytest.param(45, marks=pytest.mark.slow)])
+def test_a_machine_that_vanishes_ends_the_others(hosts, world, tmp_path, seconds):
+    settings = [*SETTINGS[:2], "TRAIN.END_EPOCH=1000", "VAL_FREQUENT=1000", f"STALL_SECONDS={seconds}"]
+    environment = Launch(tmp_path).environ
+    runs = []
+    for rank, host in enumerate(hosts):
+        script = [ROOT / "scripts/dist_run_multi.sh", 2, rank, "10.77.0.1", 1, "vqa/train_end2end.py"]
+        command = [
+            "ip",
+            "netns",
+            "exec",
+            host,
+            *script,
+            world.cfg,
+            tmp_path / "out",
+            *world.settings(settings),
+        ]
+        with (tmp_path / f"{rank}.out").open("w") as out, (tmp_path / f"{rank}.err").open("w") as errors:
+            runs.append(subprocess.Popen(list(map(str, command)), env=environment, stdout=out, stderr=errors))
+    try:
+        end = time.monotonic() + 60
+        while "Epoch[2]" not in (tmp_path / "0.out").read_text():
+            assert time.monotonic() < end, (tmp_path / "0.err").read_text()
+            time.sleep(0.2)
+        ip("-n", hosts[1], "link", "set", "cable", "down")
+        cut = time.monotonic()
+        assert [run.wait(60) for run in runs] == [1, 1]
+        assert seconds < time.monotonic() - cut < 60
+    finally:
+        ip("-n", hosts[1], "link", "set", "cable", "up")
+        for run in runs:
+            run.kill()
+    head = f"error: no progress for more than {seconds} s (STALL_SECONDS): "
+    for rank, says in enumerate(("rank 1 stalled after", "the process that keeps the store")):
+        lines = (tmp_path / f"{rank}.err").read_text().splitlines()
+        assert [line for line in lines if "[c10d] The hostname" not in line][1:] == lines[-1:]
+        assert lines[-1].startswith(head + says)
 
 
 def test_two_processes_train_like_one_with_the_double_batch(world, tmp_path):

@@ -12,8 +12,8 @@ def test_docs_are_what_the_generator_writes():
 
 def test_a_row_names_the_differences_between_tasks():
     rows = {line.split(" | ")[0]: line for line in render().splitlines() if line.startswith("| `")}
-    # 152 keys of the reference and 10 new ones, of which SHUFFLE, FLIP_PROB and BATCH_IMAGES have three rows each
-    assert len(rows) == 152 + 10 - 6
+    # 152 keys of the reference and 13 new ones, of which SHUFFLE, FLIP_PROB and BATCH_IMAGES have three rows each
+    assert len(rows) == 152 + 13 - 6
     assert "`7` (vcr); `-1` (vqa, refcoco, pretrain)" in rows["| `LABEL_INDEX_IN_BATCH`"]
     assert "No effect in vqa, refcoco, pretrain." in rows["| `NO_OBJ_ATTENTION`"]
     assert "| vqa, refcoco, pretrain | an integer >= 1 | `3129` |" in rows["| `ANSWER_VOCAB_SIZE`"]

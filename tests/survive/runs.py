@@ -32,12 +32,16 @@ EVENTS = ("batch", "validation", "write", "rename", "renamed", "link")
 
 
 class Kill(NamedTuple):
-    """The `count`-th time (from 1) that rank `rank` comes to `event`, it gets a signal; below 0, so do its workers."""
+    """The `count`-th time (from 1) that rank `rank` comes to `event`, it gets a signal; below 0, so do its workers.
+
+    With `worker`, only the worker that it has started last gets it.
+    """
 
     event: str
     count: int
     rank: int = 0
     number: int = signal.SIGKILL
+    worker: bool = False
 
 
 class Hooks:
@@ -62,7 +66,10 @@ class Hooks:
     def come(self, event: str) -> None:
         self.counts[event] += 1
         if self.kill and self.kill[:2] == (event, self.counts[event]):
-            os.kill(os.getpid() if self.kill.number > 0 else 0, abs(self.kill.number))
+            process = os.getpid() if self.kill.number > 0 else 0
+            if self.kill.worker:
+                process = max(multiprocessing.active_children(), key=lambda child: child._identity).pid
+            os.kill(process, abs(self.kill.number))
 
     def before(self, event, function):
         def call(*args):

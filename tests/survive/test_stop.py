@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
+import time
 
 import pytest
+import torch
 
 from common.modeling.pretrained import read_weights
 from tests.survive.runs import Kill, folder, printed, train
@@ -64,6 +67,28 @@ def test_workers_outlive_a_signal_to_the_whole_group(world):
 
 @pytest.mark.dist
 @pytest.mark.parametrize(
+    ("event", "ranks", "data"),
+    [
+        ("batch", 1, "training"),
+        pytest.param("validation", 1, "validation", marks=pytest.mark.slow),
+        pytest.param("batch", 2, "training", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_worker_ends_the_run_with_its_name(world, event, ranks, data):
+    kill = Kill(event, 2, worker=True)
+    settings = ("NUM_WORKERS_PER_GPU=1", "VAL.BATCH_IMAGES=1")
+    started = time.monotonic()
+    assert train(world, *settings, kill=kill, ranks=ranks)[0][0] == 1
+    assert time.monotonic() - started < 25
+    errors = [line for line in printed(world).splitlines() if line.startswith(("error:", "Traceback"))]
+    assert len(errors) == 1
+    assert re.match(
+        rf"error: a process that reads the {data} data \(pid \d+\) ended with SIGKILL;", errors[0]
+    )
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(
     ("frozen", "says"),
     [
         (1, "no progress for more than 2 s (STALL_SECONDS): rank 1 stalled after the metrics of a batch"),
@@ -85,7 +110,12 @@ def flip(path):
 
 @pytest.mark.parametrize(
     "spoil",
-    [flip, lambda path: path.write_bytes(path.read_bytes()[:1000]), lambda path: path.write_bytes(b"")],
+    [
+        flip,
+        lambda path: path.write_bytes(path.read_bytes()[:1000]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("not a checkpoint"),
+    ],
 )
 def test_a_damaged_state_is_passed_over(new_world, spoil):
     whole, _ = whole_run(new_world, 1)
@@ -107,6 +137,15 @@ def test_a_state_of_another_model_is_an_error(world):
     assert "toy-latest.model: " in printed(world)
     assert "shapes differ from the configured model" in printed(world)
     assert place(world) == (0, 4)
+
+
+def test_a_foreign_file_in_place_of_the_state_is_an_error(world):
+    assert train(world, kill=Kill("batch", 6))[0] == [KILLED]
+    torch.save({"word_embeddings.weight": torch.zeros(2, 2)}, folder(world) / "toy-latest.model")
+    assert train(world)[0] == [1]
+    assert "toy-latest.model: not a state of a training run, it has no position; remove it" in printed(world)
+    (folder(world) / "toy-latest.model").unlink()
+    assert train(world)[0] == [0]
 
 
 @pytest.fixture
@@ -137,3 +176,25 @@ def test_a_full_disk_leaves_the_last_good_state(new_world, small_disk):
     filler.unlink()
     assert train(world)[0] == [0]
     assert_same_end(world, whole)
+
+
+def test_a_read_only_folder_is_said_before_anything_is_read(world, small_disk):
+    world.out = small_disk / "out"
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert train(world)[0] == [2]
+    errors = [line for line in printed(world).splitlines() if "error" in line or "Traceback" in line]
+    assert errors == [
+        f"error: OUTPUT_PATH: {folder(world)}: cannot write there: Read-only file system; choose another or use "
+        "--model-dir"
+    ]
+
+
+@pytest.mark.dist
+def test_a_dry_run_changes_nothing(new_world):
+    worlds = []
+    for when in ("never", "always"):
+        worlds.append(new_world(when))
+        settings = (f"TRAIN.DRY_RUN={when}", "TRAIN.MAX_TOKENS=50")
+        assert train(worlds[-1], *settings, ranks=2)[0] == [0, 0]
+    assert "dry run: a batch of" in printed(worlds[1])
+    assert_same_end(worlds[1], worlds[0])

@@ -6,7 +6,7 @@ import torch
 
 from common.batch import Batch, Sample, TextSequence
 from common.data.dataset import VisualLinguisticDataset
-from common.data.loader import build_loader
+from common.data.loader import build_loader, explained_workers
 from common.data.sampling import EpochBatches
 from common.errors import DataError
 
@@ -83,6 +83,27 @@ def test_workers_of_a_failed_loader_end_with_it():
     assert len(workers) == 2
     del built
     assert not any(worker.is_alive() for worker in workers)
+
+
+def read_while_killing(built):
+    others = set(multiprocessing.active_children())
+    with explained_workers(train=loader(1)[0], val=built):
+        for _ in built:
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.kill()
+                worker.join()
+
+
+def fail():
+    with explained_workers(train=loader(0)[0], other=[]):
+        raise OSError("disk")
+
+
+def test_a_killed_worker_is_named():
+    with pytest.raises(DataError, match=r"reads the val data \(pid \d+\) ended with SIGKILL; if nobody"):
+        read_while_killing(loader(1)[0])
+    with pytest.raises(OSError, match=r"^disk$"):
+        fail()
 
 
 def test_the_global_generator_is_not_touched():

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from common.engine.callbacks import Callback
-from common.errors import CheckpointError
-from tests.common.engine.toy import ToyModel, ToyTask, toy_batches, toy_config, toy_trainer
+from common.errors import CheckpointError, TrainingError
+from tests.common.engine.toy import ToyModel, ToyTask, toy_batch, toy_batches, toy_config, toy_trainer
 
 
 class Recorder(Callback):
@@ -239,3 +239,73 @@ def test_progress_is_logged(caplog):
         "PROGRESS: 50.00%",
         "PROGRESS: 75.00%",
     ]
+
+
+class Sums(ToyTask):
+    """Two losses, one of which only samples with a label count for; its mean adds 0.5 to their number."""
+
+    @property
+    def count_offsets(self):
+        return {"part": 0.5}
+
+    def losses(self, outputs, batch):
+        counted = batch.y > 0.5
+        squares = (outputs - batch.y).square()
+        return {"loss": squares.mean(), "part": (squares * counted).sum() / (counted.sum() + 0.5)}
+
+    def label_counts(self, batch):
+        return {"loss": batch.num_samples, "part": (batch.y > 0.5).sum()}
+
+
+PARTS = toy_config(
+    END_EPOCH=2,
+    GRAD_ACCUMULATE_STEPS=2,
+    CLIP_GRAD_NORM=0.5,
+    LOSS_LOGGERS=[["loss", "ToyLoss"], ["part", "PartLoss"]],
+)
+
+
+def in_parts(batch):
+    """Its rows 2 and 3, 1, and 0."""
+    rows = zip(batch.x.tolist(), batch.y.tolist(), strict=True)
+    singles = list(rows)
+    groups = [singles[2:], singles[1:2], singles[:1]]
+    return tuple(toy_batch(*map(list, zip(*group, strict=True))) for group in groups)
+
+
+def rows_of_four(count):
+    return [
+        toy_batch([[i + 1.0, -1.0], [0.5, i - 2.0], [0.3, 0.1 * i], [-1.0, 1.0]], [[1.0], [0.0], [0.7], [i]])
+        for i in range(count)
+    ]
+
+
+def test_a_batch_in_parts_is_learnt_as_a_whole():
+    batches = rows_of_four(3)
+    whole, recorded = fit(PARTS, batches, task_class=Sums)
+    parts, recorded_parts = fit(PARTS, [in_parts(batch) for batch in batches], task_class=Sums)
+    assert recorded_parts.losses == pytest.approx(recorded.losses, rel=1e-6)
+    assert [step for step, _ in recorded_parts.norms] == [1, 2, 4, 5]
+    assert recorded_parts.events == recorded.events
+    for (_, norm), (_, expected) in zip(recorded_parts.norms, recorded.norms, strict=True):
+        assert norm == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(parts.model.state_dict(), whole.model.state_dict(), rtol=1e-6, atol=1e-7)
+    for name, values in whole.metrics.state_dict().items():
+        assert parts.metrics.state_dict()[name] == pytest.approx(values, rel=1e-6), name
+
+
+def test_messages_name_the_part():
+    batch = in_parts(rows_of_four(1)[0])
+    spoilt = (batch[0], toy_batch([[1.0, 1.0]], [[float("nan")]], index=[5]), batch[2])
+    with pytest.raises(TrainingError, match=r"update 1\), part 2 of 3: loss nan; records toy-5\n") as error:
+        fit(toy_config(), [spoilt])
+    assert "part 1" not in str(error.value)
+
+    class Greedy(ToyTask):
+        def losses(self, outputs, batch):
+            if batch.num_samples == 2:
+                raise torch.OutOfMemoryError("full")
+            return super().losses(outputs, batch)
+
+    with pytest.raises(TrainingError, match=r"part 1 of 3: out of memory with a batch of index \(2,\)"):
+        fit(toy_config(), [batch], task_class=Greedy)

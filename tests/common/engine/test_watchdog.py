@@ -53,15 +53,24 @@ def has_fewer(rank, watchdog):
     time.sleep(1.6 * rank)
 
 
+def has_more_parts(rank, watchdog):
+    """Rank 0 has been through its only part and waits; rank 1 stalls in its fourth of five."""
+    if rank == 0:
+        watchdog.beat("a pass")
+    for _ in range(3 * rank):
+        watchdog.live("a part")
+    time.sleep(1.6 * rank)
+
+
 def everything():
-    return [watched(stall) for stall in (sleeps, works, writes, has_fewer)]
+    return [watched(stall) for stall in (sleeps, works, writes, has_fewer, has_more_parts)]
 
 
 @pytest.mark.dist
 def test_who_has_stalled(tmp_path):
     said = run_distributed(everything, tmp_path)
     stalled = "no progress for more than 0.8 s (STALL_SECONDS): rank 1 stalled after "
-    assert said[0] == [[stalled + "a step"], [], [], [stalled + "a batch"]]
+    assert said[0] == [[stalled + "a step"], [], [], [stalled + "a batch"], [stalled + "a part"]]
 
 
 def test_a_single_process_needs_none():

@@ -1,0 +1,123 @@
+"""Of every task, a batch in parts has the gradient and the losses of the whole, on one process and on two.
+
+The runs with limits begin with a dry run, which must not change them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from common.config import load_config
+from common.engine import distributed
+from common.engine.build import build_split
+from common.engine.dry_run import dry_run
+from common.engine.optim import build_optimizer, build_schedule
+from common.engine.trainer import Trainer
+from scripts.make_toy_data import ToyWorld
+from tests.common.engine.processes import run_distributed
+from tests.pretrain.world import World as PretrainWorld
+from tests.refcoco.world import World as RefCOCOWorld
+from tests.vcr.world import World as VCRWorld
+from tests.vqa.world import World as VQAWorld
+from tests.world import draw
+
+REGION_LOSS = "NETWORK.ENABLE_CNN_REG_LOSS=true"
+NORM_FIRST = (
+    "NETWORK.MLM_LOSS_NORM_IN_BATCH_FIRST=true",
+    "NETWORK.MVRC_LOSS_NORM_IN_BATCH_FIRST=true",
+    "NETWORK.WITH_REL_LOSS=true",
+    "NETWORK.VLBERT.with_pooler=true",
+)
+# World, changes, and limits under which some batches, but not all, have parts.
+CASES = {
+    "vcr": (VCRWorld, (REGION_LOSS,), (110, 0)),
+    "vcr on top": (VCRWorld, (REGION_LOSS, "NETWORK.CNN_LOSS_TOP=true"), (0, 10)),
+    "vqa": (VQAWorld, (), (48, 0)),
+    "refcoco": (RefCOCOWorld, ("TRAIN.ASPECT_GROUPING=false", "SCALES=[48, 64]"), (0, 12)),
+    "pretrain": (PretrainWorld, (), (60, 0)),
+    "pretrain norm first": (PretrainWorld, NORM_FIRST, (60, 0)),
+    "pretrain texts alone": (PretrainWorld, (), (1, 0)),
+}
+
+
+class Watched(Trainer):
+    """Keeps the gradient of every update, and how many parts every batch had."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.gradients, self.parts = [], []
+
+    def _micro_step(self, parts, watch):
+        self.parts.append(len(parts))
+        super()._micro_step(parts, watch)
+
+    def _update(self):
+        named = distributed.unwrap(self.model).named_parameters()
+        self.gradients.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+        super()._update()
+
+
+def fit(task_class, cfg, settings):
+    """Trains an epoch with two batches per update."""
+    config = load_config(task_class.config_class, cfg, settings)
+    task = task_class(config)
+    loader = build_split(task, "train")
+    torch.manual_seed(3)
+    model = task.build_model()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    optimizer = build_optimizer(config.TRAIN, dict(model.named_parameters()), distributed.world_size())
+    schedule = build_schedule(config.TRAIN, optimizer, len(loader))
+    trainer = Watched(task, distributed.wrap(model), optimizer, schedule)
+    dry_run(trainer, loader)
+    trainer.fit(loader)
+    return {"gradients": trainer.gradients, "parts": trainer.parts, "metrics": trainer.metrics.compute()}
+
+
+def both(runs):
+    return [[fit(*run) for run in pair] for pair in runs]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """For every case the arguments of `fit` without and with limits."""
+    drawn = draw(tmp_path_factory.mktemp("drawn") / "toy", ToyWorld(train=12, val=2, test=2, zip=True))
+    pairs = []
+    for number, (world_class, changes, limits) in enumerate(CASES.values()):
+        world = world_class(drawn, tmp_path_factory.mktemp(f"world{number}"))
+        plain = [*changes, "TRAIN.GRAD_ACCUMULATE_STEPS=2"]
+        limited = [*plain, f"TRAIN.MAX_TOKENS={limits[0]}", f"TRAIN.MAX_REGIONS={limits[1]}"]
+        limited.append("TRAIN.DRY_RUN=always")
+        pairs.append([(world.task, str(world.cfg), world.settings(each)[1::2]) for each in (plain, limited)])
+    return pairs
+
+
+def check(whole, parts):
+    assert max(parts["parts"]) > 1
+    assert len(parts["gradients"]) == len(whole["gradients"])
+    for found, expected in zip(parts["gradients"], whole["gradients"], strict=True):
+        assert set(found) == set(expected)
+        size = torch.stack([value.norm() for value in expected.values()]).norm()
+        for name, value in expected.items():
+            # Single precision: the same sums in another order.
+            assert (found[name] - value).norm() < 1e-5 * size, name
+    assert parts["metrics"] == pytest.approx(whole["metrics"], rel=1e-6)
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=list(CASES))
+def test_parts_are_learnt_as_the_whole(runs, number):
+    check(*both(runs[number : number + 1])[0])
+
+
+@pytest.mark.dist
+def test_ranks_with_different_numbers_of_parts(runs, tmp_path):
+    ranks = run_distributed(partial(both, runs), tmp_path)
+    assert any(ours[1]["parts"] != theirs[1]["parts"] for ours, theirs in zip(*ranks, strict=True))
+    for rank in ranks:
+        for whole, parts in rank:
+            check(whole, parts)
