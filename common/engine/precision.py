@@ -48,7 +48,7 @@ class Precision:
         self._fixed_scale = None if loss_scale == "dynamic" else float(loss_scale)
         if number_format == "fp16" and device.type == "cpu":
             logger.warning(
-                "TRAIN.FP16: float16 needs a GPU; the CPU computes in bfloat16 without loss scaling"
+                "fp16 (TRAIN.PRECISION, FP16, --fp16) needs a GPU; the CPU computes in bf16 without loss scaling"
             )
         if device.type == "cuda":
             # torch's own default would compute convolutions, but not products, in TF32.

@@ -45,7 +45,7 @@ def test_half_precision_on_a_cpu_is_bfloat16_with_one_warning(caplog):
     with caplog.at_level(logging.WARNING):
         precision = Precision(CPU, "fp16")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "bfloat16" in caplog.text
+    assert "fp16 (TRAIN.PRECISION, FP16, --fp16) needs a GPU; the CPU computes in bf16" in caplog.text
     with precision.autocast():
         assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16
     assert precision.state_dict() == {}
