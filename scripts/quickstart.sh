@@ -54,18 +54,29 @@ run_refcoco() { # RESULTS
   done
 }
 
-run_pretrain() { # RESULTS
-  local model=(--cfg cfgs/pretrain/toy_prec.yaml --model-dir . --gpus -1 --result-path "$1") words
-  say "Pre-training on captions with region features, and texts beside them"
-  train pretrain "${model[1]}"
+pretrain_on() { # SOURCE CFG RESULTS: trains, validates, and asks for words that only the picture tells
+  local model=(--cfg "$2" --model-dir . --gpus -1 --result-path "$3") words
+  mkdir -p "$3"
+  train pretrain "$2"
   say "Validating, and asking for words that only the picture tells: with it and without"
-  python pretrain/val.py "${model[@]}" | tee "$1/val.txt"
+  python pretrain/val.py "${model[@]}" | tee "$3/val.txt"
   words=$(python -c 'from scripts.toy.world import COLOURS, KINDS; print(*COLOURS, *(k.noun for k in KINDS), sep=",")')
-  python scripts/probe_masked_words.py "${model[@]}" --words "$words" | tee "$1/seen.txt"
-  python scripts/probe_masked_words.py "${model[@]}" --words "$words" --blank-regions | tee "$1/blank.txt"
-  awk -F '\t' '$1 == "MVRCAccuracy" { printf "hidden regions\t%.1f\t-\n", 100 * $2 }' "$1/val.txt" >>"$summary"
-  awk -F '\t' '$1 == "overall" { share[FILENAME] = 100 * $2 }
-    END { printf "hidden words\t%.1f\t%.1f\n", share[ARGV[1]], share[ARGV[2]] }' "$1/seen.txt" "$1/blank.txt" >>"$summary"
+  python scripts/probe_masked_words.py "${model[@]}" --words "$words" | tee "$3/seen.txt"
+  python scripts/probe_masked_words.py "${model[@]}" --words "$words" --blank-regions | tee "$3/blank.txt"
+  awk -F '\t' -v from="$1" '$1 == "MVRCAccuracy" { printf "hidden regions %s\t%.1f\t-\n", from, 100 * $2 }' \
+    "$3/val.txt" >>"$summary"
+  awk -F '\t' -v from="$1" '$1 == "overall" { share[FILENAME] = 100 * $2 }
+    END { printf "hidden words %s\t%.1f\t%.1f\n", from, share[ARGV[1]], share[ARGV[2]] }' \
+    "$3/seen.txt" "$3/blank.txt" >>"$summary"
+}
+
+run_pretrain() { # RESULTS
+  say "Pre-training on captions with region features, and texts beside them"
+  pretrain_on "from features" cfgs/pretrain/toy_prec.yaml "$1"
+  say "Teaching a detector to see"
+  python -m scripts.toy.detector --cfg cfgs/pretrain/toy_e2e.yaml
+  say "Pre-training from it on captions with pictures, and texts beside them"
+  pretrain_on "from pixels" cfgs/pretrain/toy_e2e.yaml "$1/pixels"
 }
 
 say "Drawing the toy world into toy/"
@@ -80,8 +91,8 @@ done
 
 say "Done in $((SECONDS / 60)) min $((SECONDS % 60)) s"
 echo "Accuracy in percent on the toy world's held-out pictures:"
-awk -F '\t' 'BEGIN { printf "%-16s%10s%16s\n", "", "learned", "blind or chance" }
-  { printf "%-16s%10s%16s\n", $1, $2, $3 }' "$summary"
+awk -F '\t' 'BEGIN { printf "%-30s%10s%16s\n", "", "learned", "blind or chance" }
+  { printf "%-30s%10s%16s\n", $1, $2, $3 }' "$summary"
 cat <<TXT
 
 data     toy (what it holds: data/PREPARE_DATA.md)
