@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+import vl_bert
 from common.config import load_config
 from common.config_types import Split
 from common.engine.build import build_split, load_model
@@ -31,6 +32,8 @@ TINY = [
     "TRAIN.END_EPOCH=1",
     "TRAIN.WARMUP_STEPS=1",
 ]
+SPREAD = "NETWORK.VLBERT.initializer_range=0.5"
+"""So that a model that has hardly trained answers this and that."""
 TINY_PIXELS = [
     "NETWORK.IMAGE_WIDTH=4",
     "SCALES=[64, 64]",  # one canvas for both orientations, so that batches do not matter
@@ -102,6 +105,10 @@ class CommandWorld:
     def model(self, path: Path | None = None) -> tuple[str, ...]:
         """Flags that name the model."""
         return ("--cfg", str(self.cfg), "--ckpt", str(path or self.checkpoint()))
+
+    def loaded(self) -> Any:
+        """The trained model, for pictures of one's own."""
+        return vl_bert.load(self.cfg, self.checkpoint(), "cpu", overrides=self.overrides())
 
     def overrides(self, *changes: str) -> list[str]:
         """The settings of this world, for functions that take a list of them."""

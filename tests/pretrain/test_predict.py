@@ -62,7 +62,7 @@ def test_a_file_for_each_caption(trained, maps):
 
 def test_maps_are_those_of_encode(trained, maps, tmp_path):
     record = captions(trained)[0]
-    model = vl_bert.load(trained.cfg, trained.checkpoint(), "cpu", overrides=trained.overrides())
+    model = trained.loaded()
     assert type(model) is PretrainedModel
     image, regions = (trained.data / record[key].replace(".zip@", "") for key in ("image", "frcnn"))
     whole = base64.b64encode(np.ones(2048, dtype="<f4").tobytes()).decode()  # pre-training does not read it

@@ -13,8 +13,7 @@ import vl_bert
 from common.engine.predictor import Query
 from refcoco.predict import RefCOCOPredictor
 from tests.refcoco.world import World
-
-SPREAD = "NETWORK.VLBERT.initializer_range=0.5"
+from tests.world import SPREAD
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +21,6 @@ def trained(drawn, tmp_path_factory):
     world = World(drawn, tmp_path_factory.mktemp("trained"))
     assert world.train(SPREAD) == 0
     return world
-
-
-@pytest.fixture(scope="module")
-def model(trained):
-    return vl_bert.load(trained.cfg, trained.checkpoint(), "cpu", overrides=trained.overrides())
 
 
 def queries(world: World, split: str) -> list[Query]:
@@ -43,6 +37,11 @@ def queries(world: World, split: str) -> list[Query]:
         for ref in world.split(split)
         for sentence in ref["sentences"]
     ]
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return trained.loaded()
 
 
 def test_boxes_are_those_of_test_py(trained, model):

@@ -13,10 +13,9 @@ from PIL import Image
 import vl_bert
 from common.errors import DataError
 from tests.vcr.world import CFGS, World
+from tests.world import SPREAD
 from vcr.dataset import VCRDataset
 from vcr.predict import VCRPredictor, VCRQuery, read_metadata, words_of
-
-SPREAD = "NETWORK.VLBERT.initializer_range=0.5"
 
 
 @pytest.fixture(scope="module")

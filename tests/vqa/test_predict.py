@@ -11,9 +11,8 @@ from PIL import Image
 import vl_bert
 from common.engine.predictor import Query
 from tests.vqa.world import World
+from tests.world import SPREAD
 from vqa.predict import VQAPredictor
-
-SPREAD = "NETWORK.VLBERT.initializer_range=0.5"  # so that an untrained model answers this and that
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +24,7 @@ def trained(drawn, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(trained):
-    return vl_bert.load(trained.cfg, trained.checkpoint(), "cpu", overrides=trained.overrides())
+    return trained.loaded()
 
 
 @pytest.fixture(scope="module")
