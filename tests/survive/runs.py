@@ -51,14 +51,14 @@ class Hooks:
         self.kill = kill if kill and kill.rank == rank else None
         self.counts = Counter()
         Trainer._micro_step = self.after("batch", Trainer._micro_step)
-        outputs = evaluator._outputs
+        outputs = evaluator.outputs_of
 
         def validation(*args):
             for value in outputs(*args):
                 self.come("validation")
                 yield value
 
-        evaluator._outputs = validation
+        evaluator.outputs_of = validation
         torch.save = self.half_written(torch.save)
         Path.replace = self.after("renamed", self.before("rename", Path.replace))
         os.link = self.after("link", os.link)
