@@ -17,11 +17,17 @@ train() { # TASK CFG: shows progress; everything is in the log file of the run
     awk '/PROGRESS|Epoch\[|Best Val|continue/ { print; fflush() }'
 }
 
+see() { # teaches the image branch of the models that read pixels, once
+  say "Teaching a detector to see"
+  python -m scripts.toy.detector --cfg cfgs/pretrain/toy_e2e.yaml
+}
+
 run_vcr() { # RESULTS
   local q2a=(cfgs/vcr/toy_q2a.yaml "$output/vcr/toy_q2a/vcr1images_train/toy_a-best.model")
   local qa2r=(cfgs/vcr/toy_qa2r.yaml "$output/vcr/toy_qa2r/vcr1images_train/toy_r-best.model")
   local models=(--a-cfg "${q2a[0]}" --a-ckpt "${q2a[1]}" --r-cfg "${qa2r[0]}" --r-ckpt "${qa2r[1]}"
     --gpus -1 --result-path "$1" --result-name toy)
+  see
   say "Learning to answer questions (Q->A)"
   train vcr "${q2a[0]}"
   say "Learning to choose rationales (QA->R)"
@@ -42,6 +48,7 @@ run_vqa() { # RESULTS
 }
 
 run_refcoco() { # RESULTS
+  see
   say "Learning to find what an expression refers to (RefCOCO+)"
   train refcoco cfgs/refcoco/toy.yaml
   say "Testing on val, testA and testB"
@@ -73,8 +80,7 @@ pretrain_on() { # SOURCE CFG RESULTS: trains, validates, and asks for words that
 run_pretrain() { # RESULTS
   say "Pre-training on captions with region features, and texts beside them"
   pretrain_on "from features" cfgs/pretrain/toy_prec.yaml "$1"
-  say "Teaching a detector to see"
-  python -m scripts.toy.detector --cfg cfgs/pretrain/toy_e2e.yaml
+  see
   say "Pre-training from it on captions with pictures, and texts beside them"
   pretrain_on "from pixels" cfgs/pretrain/toy_e2e.yaml "$1/pixels"
 }

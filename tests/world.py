@@ -36,6 +36,8 @@ SPREAD = "NETWORK.VLBERT.initializer_range=0.5"
 """So that a model that has hardly trained answers this and that."""
 TINY_PIXELS = [
     "NETWORK.IMAGE_WIDTH=4",
+    "NETWORK.PARTIAL_PRETRAIN=",  # instead of the toy detector
+    "NETWORK.IMAGE_FROZEN_BACKBONE_STAGES=[]",
     "SCALES=[64, 64]",  # one canvas for both orientations, so that batches do not matter
 ]
 

@@ -16,6 +16,7 @@ from tests.world import ROOT, TINY
 THIN = [
     *TINY,
     "NETWORK.IMAGE_WIDTH=4",
+    "NETWORK.IMAGE_FROZEN_BACKBONE_STAGES=[]",
     f"NETWORK.BERT_MODEL_NAME={ROOT / 'tests/golden/model/tiny_bert'}",
 ]
 """Options of a model that is built in a moment."""

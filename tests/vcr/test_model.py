@@ -19,6 +19,7 @@ from vcr.task import VCRTask
 ROOT = Path(__file__).parents[2]
 THIN = [
     "NETWORK.IMAGE_WIDTH=4",
+    "NETWORK.IMAGE_FROZEN_BACKBONE_STAGES=[]",
     "NETWORK.IMAGE_FINAL_DIM=16",
     "NETWORK.VLBERT.visual_size=16",
     "NETWORK.VLBERT.hidden_size=16",
