@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from common.batch import Batch, Sample, TextSequence, ragged
 from common.config import load_config
@@ -28,6 +27,7 @@ from common.engine.main import run
 from common.errors import ConfigError, UsageError
 from common.files import replace_file
 from common.modeling.fast_rcnn import FastRCNN
+from common.progress import shown
 from pretrain.config import PretrainConfig
 from scripts.toy.captions import COUNTS
 from scripts.toy.world import COLOURS, KINDS, generator, jittered, make_scene, paint
@@ -136,7 +136,7 @@ def train(detector: Detector, scenes: Sequence[Boxed], steps: int, seed: int) ->
     )
     rng = generator(seed, "detector", "order")
     detector.train()
-    for _ in tqdm(range(steps), "detector", disable=None, leave=False):
+    for _ in shown(range(steps), "step"):
         chosen = rng.choice(len(scenes), BATCH, replace=False)
         optimizer.zero_grad()
         loss = detector.loss(collate([scenes[int(i)] for i in chosen], BoxedBatch))
