@@ -5,8 +5,29 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import DataError
+
+
+@contextlib.contextmanager
+def writing(path: Path, hint: str = "") -> Iterator[None]:
+    """Says of an error of writing which file or folder it concerns, and `hint`.
+
+    Raises:
+        DataError: the disk does not take it.
+    """
+    try:
+        yield
+    except OSError as error:
+        # numpy says how much it wrote, and no reason.
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}){hint}") from error
 
 
 def replace_file(path: Path, fill: Callable[[Path], object]) -> None:
@@ -24,6 +45,17 @@ def replace_file(path: Path, fill: Callable[[Path], object]) -> None:
             _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_array(path: Path, values: NDArray[Any]) -> None:
+    """Writes an array in NumPy's format, under this very name.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    content = BytesIO()  # numpy.save does not hear of a full disk, and appends .npy to a name
+    np.save(content, values)
+    path.write_bytes(content.getbuffer())
 
 
 def link_file(source: Path, target: Path) -> None:

@@ -20,12 +20,17 @@ if __package__ in (None, ""):  # run as a file: the folder above holds the packa
 import torch
 
 import vl_bert
-from common.data.box_file import BoxFile
-from common.engine.box_flags import MakeFinder, add_box_flags, check_box_flags, detector_maker
+from common.engine.box_flags import (
+    MakeFinder,
+    add_box_flags,
+    boxes_from_flags,
+    check_box_flags,
+    detector_maker,
+)
 from common.engine.boxes import announce_grid, announced_grid
 from common.engine.extraction import Extraction, Recipe, is_packed, list_pictures
 from common.engine.main import parser, run
-from common.engine.predict_main import device_of
+from common.engine.predictor import device_of
 from common.engine.region_extractor import RegionExtractor
 from common.errors import UsageError
 
@@ -92,10 +97,7 @@ def _extractor(args: argparse.Namespace) -> Callable[[torch.device], RegionExtra
 def _finder(args: argparse.Namespace) -> MakeFinder | None:
     if args.boxes:
         return None
-    if args.detector:
-        return detector_maker(args)
-    announce_grid()
-    return announced_grid
+    return detector_maker(args) if args.detector else announced_grid
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -103,19 +105,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = command_line().parse_args(arguments)
     _check(args)
     pictures = list_pictures(args.images, by_number=args.names == "number")
-    boxes = BoxFile(args.boxes) if args.boxes else None
-    if boxes is not None and boxes.single and len(pictures) > 1:
-        raise UsageError(
-            f"--boxes {args.boxes}: holds the boxes of one picture; for several, give a folder of such files or a "
-            "COCO file"
-        )
+    boxes = boxes_from_flags(args, len(pictures))
     recipe = Recipe(_extractor(args), _finder(args), args.classes)
     work = Extraction(pictures, boxes, recipe, _devices(args), args.batch_size, args.on_bad == "skip")
-    if is_packed(args.out):
-        width = recipe.extractor(torch.device("cpu")).feature_dim
-        left_out = work.to_packed_file(args.out, args.dtype, width)
-    else:
-        left_out = work.to_folder(args.out)
+    # What is wrong with a network is said before anything else is, or is written.
+    width = recipe.extractor(torch.device("cpu")).feature_dim
+    if recipe.finder is not None:
+        recipe.finder(torch.device("cpu"))
+    if recipe.finder is announced_grid:
+        announce_grid()
+    packed = is_packed(args.out)
+    left_out = work.to_packed_file(args.out, args.dtype, width) if packed else work.to_folder(args.out)
     logger.info("%s: %d pictures, %d left out", args.out, len(pictures) - left_out, left_out)
 
 

@@ -11,7 +11,10 @@ from pretrain.task import PretrainTask
 
 
 class PretrainedModel(TrainedModel[Query]):
-    """Encodes pictures with texts: states and attention of a model before fine-tuning."""
+    """Encodes pictures with texts: states and attention of a model before fine-tuning.
+
+    Texts and regions are read whole, where training cuts them at `DATASET.SEQ_LEN`.
+    """
 
     task_class: ClassVar[type[AnyTask]] = PretrainTask
 

@@ -27,7 +27,7 @@ def test_no_eight_lines_stand_in_two_files():
 def test_a_task_holds_only_what_differs(task):
     # Lines of code: nobody shall save on documentation. What uses a trained model is counted apart.
     lines = {path.name: len(architecture.code_lines(path)) for path in architecture.python_files(task)}
-    assert lines.pop("predict.py") <= 120
+    assert lines.pop("predict.py") <= 150
     assert sum(lines.values()) <= 700
 
 

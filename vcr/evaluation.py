@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,9 +22,10 @@ from common.engine.build import predict_split
 from common.engine.main import evaluation_parser
 from common.engine.results import prepare_device, result_folder, write_result, write_test_result
 from common.errors import DataError, UsageError
+from common.files import save_array
 from vcr.config import VCRConfig
 from vcr.dataset import NUM_CHOICES
-from vcr.leaderboard import common_name, merge_result, save_array
+from vcr.leaderboard import common_name, merge_result
 from vcr.task import VCRTask
 
 logger = logging.getLogger(__name__)
@@ -116,7 +118,7 @@ def validate(args: argparse.Namespace) -> dict[str, float]:
             records = predict_split(run.task, run.checkpoint, "val", device, precision)
             logits = np.array([record["logits"] for record in records], dtype=np.float64)
             labels = np.array([record["label"] for record in records])
-            write_result(path, save_array(logits))
+            write_result(path, partial(save_array, values=logits))
         right[run.part] = logits.argmax(axis=1) == labels
     return accuracies(right)
 

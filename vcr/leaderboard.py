@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from common.engine.results import write_result
 from common.errors import DataError
+from common.files import save_array
 from vcr.dataset import NUM_CHOICES
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def write_probabilities(records: Sequence[Mapping[str, Any]], columns: Sequence[
     """Writes the probabilities of one model as `.npy` and as `.csv`, one row per question in dataset order."""
     values = np.array([record["probabilities"] for record in records], dtype=np.float32)
     npy = csv.with_suffix(".npy")
-    write_result(npy, save_array(values))
+    write_result(npy, partial(save_array, values=values))
     logger.info("result npy saved to %s.", npy)
     table = pd.DataFrame(values, columns=list(columns))
     table.insert(0, "annot_id", [record["annot_id"] for record in records])
@@ -66,13 +67,3 @@ def merge_result(q2a: Path, qa2r: Path, merged: Path) -> None:
 def common_name(prefixes: Sequence[str]) -> str:
     """What both model prefixes begin with, as a name: `x_a_res101` and `x_r_res101` give `x`."""
     return os.path.commonprefix(list(prefixes)).rstrip("_-.") or "vcr"  # noqa: RUF071 - of letters, not folders
-
-
-def save_array(values: NDArray[Any]) -> Callable[[Path], None]:
-    """Fills a file with an array."""
-
-    def fill(path: Path) -> None:
-        with path.open("wb") as file:  # given a name, NumPy would append its suffix
-            np.save(file, values)
-
-    return fill

@@ -7,6 +7,7 @@ first and the third.
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import ClassVar, TypeAlias
 import torch
 
 from common.batch import Batch, Sample
-from common.data.coco import CLASS_INDEX, CLASS_NAMES
+from common.data.coco import CLASS_INDEX
 from common.data.found import FoundRegions
 from common.data.image_file import ImageSource
 from common.data.store import Store, parse_model
@@ -30,7 +31,9 @@ from common.errors import DataError, UsageError
 from vcr.dataset import VCRMetadata, VCRReader, VCRRecord
 from vcr.model import VCROutputs
 from vcr.task import VCRTask
-from vcr.text import referenced_objects
+from vcr.text import TEXT_LIMIT, referenced_objects
+
+logger = logging.getLogger(__name__)
 
 UNKNOWN_OBJECT = "object"
 
@@ -104,40 +107,83 @@ class VCRPredictor(Predictor[VCRQuery, tuple[float, ...]]):
         """See `Predictor`; the network scores equally many choices of every picture."""
         waiting = list(queries)
         if len({len(query.choices) for query in waiting}) > 1:
-            raise ValueError("all queries of a batch must have equally many choices")
+            raise DataError("all queries of a batch must have equally many choices")
+        for query in waiting:
+            if isinstance(query.choices, str) or len(query.choices) < 2:
+                raise DataError("choices: give a list of at least two texts")
+            self._check_lengths(query)
         return super().answers(waiting)
+
+    def _check_lengths(self, query: VCRQuery) -> None:
+        """Says of texts that they are empty, or will be cut."""
+        lengths = []
+        for text in (query.text, *([] if query.answer is None else [query.answer]), *query.choices):
+            lengths.append(
+                len(
+                    self.word_ids(
+                        " ".join("x" if isinstance(word, list) else word for word in words_of(text))
+                    )
+                )
+            )
+        choices = lengths[-len(query.choices) :]
+        if (longest := sum(lengths) - sum(choices) + max(choices)) > TEXT_LIMIT:
+            logger.warning(
+                "question and choice have %d word pieces; the model reads %d, and the ends of both are cut",
+                longest,
+                TEXT_LIMIT,
+            )
+
+    def named_regions(self, scene: Scene, query: VCRQuery) -> tuple[Iterable[int], list[str]]:
+        """See `TrainedModel`; texts count objects from 0, and some models see only those that they speak of."""
+        kept = self._reader().kept(self._record(scene, query))
+        return kept, [scene.kinds()[place] for place in kept]
 
     def sample(self, index: int, scene: Scene, query: VCRQuery) -> Sample:
         """Puts question and choices together as the dataset does."""
-        config = self.task.config
-        objects = [CLASS_NAMES[number] if number else UNKNOWN_OBJECT for number in scene.classes.tolist()]
-        rationales = config.DATASET.TASK == "QA2R"
-        if rationales and query.answer is None:
-            raise DataError(f"{scene.name}: this model finds reasons (QA2R): give the answer to find one for")
-        choices = [words_of(choice) for choice in query.choices]
-        record = VCRRecord.model_construct(
-            annot_id=scene.name,
-            img_fn=scene.name,
-            metadata_fn="",
-            objects=objects,
-            question=words_of(query.text),
-            answer_choices=[words_of(query.answer or "")] if rationales else choices,
-            rationale_choices=choices if rationales else None,
-            answer_label=0,
-        )
-        largest = max(referenced_objects([record.question, *record.answer_choices, *choices]), default=-1)
-        if largest >= len(objects):
-            raise DataError(
-                f"{scene.name}: a text refers to object {largest}, but there are {len(objects)}, counted from 0"
-            )
+        record, reader = self._record(scene, query), self._reader()
         corners = scene.regions.boxes.tolist()
         outlines = query.polygons or [
             [[(x1, y1), (x2, y1), (x2, y2), (x1, y2)]] for x1, y1, x2, y2 in corners
         ]
         found = VCRMetadata.model_construct(boxes=corners, segms=outlines)
-        reader = VCRReader(config, self.task.tokenizer, cut=True)
         regions = reader.regions(record, found, scene.picture.whole)
         return reader.sample(index, record, scene.picture, regions, name_offset=query.first_name)
+
+    def _reader(self) -> VCRReader:
+        return VCRReader(self.task.config, self.task.tokenizer, cut=True)
+
+    def _record(self, scene: Scene, query: VCRQuery) -> VCRRecord:
+        """Writes a query as an annotation.
+
+        Raises:
+            DataError: a text is missing, or refers to an object that is not there.
+        """
+        self.word_ids(query.text)
+        rationales = self.task.config.DATASET.TASK == "QA2R"
+        if rationales and query.answer is None:
+            raise DataError(
+                "this model finds reasons (QA2R): give the answer to find one for (answer=, --answer)"
+            )
+        if query.answer and not rationales:
+            raise DataError("this model finds answers (Q2A): it takes none (answer=, --answer)")
+        choices = [words_of(choice) for choice in query.choices]
+        answer = words_of(query.answer or "")
+        question = words_of(query.text)
+        largest = max(referenced_objects([question, answer, *choices]), default=-1)
+        if largest >= len(scene.classes):
+            raise DataError(
+                f"a text refers to object {largest}, but there are {len(scene.classes)}, counted from 0"
+            )
+        return VCRRecord.model_construct(
+            annot_id=scene.name,
+            img_fn=scene.name,
+            metadata_fn="",
+            objects=[kind or UNKNOWN_OBJECT for kind in scene.kinds()],
+            question=question,
+            answer_choices=[answer] if rationales else choices,
+            rationale_choices=choices if rationales else None,
+            answer_label=0,
+        )
 
     def predictions(
         self, outputs: VCROutputs, batch: Batch, scenes: Sequence[Scene]
@@ -149,13 +195,17 @@ class VCRPredictor(Predictor[VCRQuery, tuple[float, ...]]):
 def main() -> None:
     """Reads the command line, and prints and draws the choice."""
     flags = predict_parser("Choose an answer to a question about a picture.")
-    flags.add_argument("--metadata", help="VCR metadata of the picture: its objects, in place of --boxes")
+    flags.add_argument(
+        "--metadata", help="VCR metadata of the picture: its objects, in place of --boxes or --detector"
+    )
     flags.add_argument("--question", required=True, help="what to ask; [0] is the first object")
     flags.add_argument("--choice", action="append", required=True, help="an answer or rationale; repeatable")
     flags.add_argument("--answer", help="what a QA->R model is to find a reason for")
     args = flags.parse_args()
     if len(args.choice) < 2:
         raise UsageError("--choice: give at least two")
+    if args.metadata and (args.boxes or args.detector):
+        raise UsageError("--metadata, --boxes and --detector: give one of them")
     boxes, polygons = read_metadata(args.metadata) if args.metadata else (args.boxes, None)
     query = VCRQuery(
         args.image, args.question, boxes, choices=args.choice, answer=args.answer, polygons=polygons

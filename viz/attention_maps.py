@@ -11,15 +11,17 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 import vl_bert
+from common.data.box_file import BoxFile
 from common.data.image_file import open_image
-from common.data.store import parse_json
+from common.data.store import Store, files_in
+from common.engine.box_flags import boxes_from_flags
+from common.engine.extraction import PICTURE_SUFFIXES
 from common.engine.main import parser, run
 from common.engine.predict_main import add_model_flags, load_from_flags
 from common.engine.predictor import TrainedModel
@@ -35,37 +37,37 @@ def texts_of(args: argparse.Namespace) -> dict[Path, str]:
     """Returns the text of each picture that the flags name, in the order of their names.
 
     Raises:
-        UsageError: a flag is missing or names nothing.
+        UsageError: a flag is missing or names nothing, or two pictures would have the same files.
         DataError: `--texts` is no json object of texts, or names a picture that is not there.
     """
     images = Path(args.images)
     if (args.text is None) == (args.texts is None):
         raise UsageError("--text and --texts: give one of them")
     if args.texts is None:
-        found = sorted(images.iterdir()) if images.is_dir() else [images]
-        pictures = [path for path in found if path.suffix.lower() in Image.registered_extensions()]
-        if not pictures:
+        found = files_in(args.images, PICTURE_SUFFIXES) if images.is_dir() else filter(Path.is_file, [images])
+        texts = dict.fromkeys(map(Path, found), args.text)
+        if not texts:
             raise UsageError(f"--images: {images}: no picture there")
-        stems = [path.stem for path in pictures]
-        if twice := sorted(stem for stem in set(stems) if stems.count(stem) > 1):
-            raise UsageError(f"--images: {images}: several pictures are called {twice[0]}; rename them")
-        return dict.fromkeys(pictures, args.text)
-    try:
-        texts = parse_json(Path(args.texts).read_bytes(), args.texts)
-    except OSError as error:
-        raise DataError(f"{args.texts}: cannot be read ({error.strerror})") from error
-    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-        raise DataError(
-            f"{args.texts}: expected a json object with the text of each picture by its file name"
-        )
+    else:
+        texts = _own_texts(args.texts, images)
+    stem, times = Counter(path.stem for path in texts).most_common(1)[0]
+    if times > 1:
+        raise UsageError(f"--images: {images}: several pictures are called {stem}; rename them")
+    return texts
+
+
+def _own_texts(file: str, images: Path) -> dict[Path, str]:
+    texts = Store().json(file)
+    if not texts or not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise DataError(f"{file}: expected a json object with the text of each picture by its file name")
     for name in texts:
         if not (images / name).is_file():
-            raise DataError(f"{args.texts}: {name}: there is no such picture in {images}")
+            raise DataError(f"{file}: {name}: there is no such picture in {images}")
     return {images / name: text for name, text in sorted(texts.items())}
 
 
 def write_all(
-    model: TrainedModel[Any], texts: Mapping[Path, str], boxes: str | None, folder: Path, *, pages: bool
+    model: TrainedModel[Any], texts: Mapping[Path, str], boxes: BoxFile | None, folder: Path, *, pages: bool
 ) -> None:
     """Writes the maps of every picture, and its page."""
     for path, text in shown(list(texts.items()), "picture"):
@@ -89,9 +91,10 @@ def main() -> None:
     if args.limit is not None and args.limit < 1:
         raise UsageError(f"--limit: {args.limit}: must be at least 1")
     texts = dict(list(texts_of(args).items())[: args.limit])
+    boxes = boxes_from_flags(args, len(texts))
     folder = result_folder(args.out, "--out")
     model = load_from_flags(args, vl_bert.model_class(args.cfg, args.set))
-    write_all(model, texts, args.boxes, folder, pages=not args.no_pages)
+    write_all(model, texts, boxes, folder, pages=not args.no_pages)
     logger.info("%s: attention maps of %d pictures", folder, len(texts))
 
 

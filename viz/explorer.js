@@ -243,9 +243,9 @@ function currentLinks() {
   if (current === null) return found;
   const i = left.indexOf(current.place);
   const j = right.indexOf(current.place);
-  const bySource = i >= 0 && (directionOf(current) === "to" || j < 0);
   if (i < 0 && j < 0) return found;
-  return found.map((strength, at) => ((bySource ? Math.floor(at / right.length) === i : at % right.length === j) ? strength : 0));
+  const toward = directionOf(current) === "to";
+  return found.map((strength, at) => ((toward ? Math.floor(at / right.length) === i : at % right.length === j) ? strength : 0));
 }
 
 /** Shows at the labels what the lines show, when there are only those of the current place. */
@@ -427,7 +427,7 @@ function drawShade(current, lit) {
   context.fillStyle = "#000";
   for (const place of data.regions) {
     const scale = [shade.width / data.size[0], shade.height / data.size[1]];
-    const [x1, y1, x2, y2] = boxOf(place).map((value, at) => value * scale[at % 2]);
+    const [x1, y1, x2, y2] = boxOf(place).map((value, at) => (value + (at > 1 ? 1 : 0)) * scale[at % 2]); // the last pixel is inside
     context.globalAlpha = place === current.place ? 1 : lit[place];
     context.fillRect(x1, y1, x2 - x1, y2 - y1);
   }
@@ -603,6 +603,11 @@ function buildControls() {
 }
 
 async function start() {
+  if (!("DecompressionStream" in window)) {
+    find("facts").textContent = "This browser is too old for this page: it has no DecompressionStream. Chrome 80, Firefox 113, Safari 16.4 and later ones have it.";
+    document.querySelector("main").hidden = true;
+    return;
+  }
   await decodeWeights();
   find("name").textContent = data.name;
   find("facts").textContent = `${data.layers} layers × ${data.heads} heads, ${data.words.length} words, ${data.regions.length} regions`;

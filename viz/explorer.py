@@ -29,7 +29,7 @@ from common.data.store import Store
 from common.engine.attention import AttentionMaps, AttentionPlaces
 from common.engine.main import run
 from common.errors import DataError, UsageError
-from common.files import replace_file
+from common.files import replace_file, writing
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +47,11 @@ def write_page(record: AttentionMaps, image: Image.Image | None, out: Path) -> N
         out: the HTML file.
 
     Raises:
-        DataError: the picture is another one, or the record does not hold together.
-        UsageError: `out` cannot be written.
+        DataError: the picture is another one, the record does not hold together, or `out` cannot be written.
     """
     page = _page(record, image)
-    try:
+    with writing(out):
         replace_file(out, lambda file: file.write_text(page, encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--out {out}: cannot be written ({error.strerror})") from error
 
 
 def word_places(places: AttentionPlaces) -> list[int]:
@@ -124,14 +121,14 @@ def _embed(image: Image.Image, places: AttentionPlaces) -> str:
 
 def _as_mapped(image: Image.Image, places: AttentionPlaces) -> Image.Image:
     """A picture turned as its EXIF data say or, as models read those of data sets, as it is stored."""
-    for shown in (open_image(image), image.convert("RGB")):
-        width, height = shown.size
-        if abs(width * places.size[1] / max(places.size[0], 1) - height) <= max(1, 0.02 * height):
-            return shown.copy()
-    raise DataError(
-        f"{places.image_id}: the maps are of a picture of {places.size[0]} × {places.size[1]} pixels, this one has "
-        f"{image.width} × {image.height}; give the same picture"
-    )
+    shown = open_image(image) if places.upright else image.convert("RGB")
+    width, height = shown.size
+    if abs(width * places.size[1] / max(places.size[0], 1) - height) > max(1, 0.02 * height):
+        raise DataError(
+            f"{places.image_id}: the maps are of a picture of {places.size[0]} × {places.size[1]} pixels, this one "
+            f"has {width} × {height}; give the same picture"
+        )
+    return shown.copy()
 
 
 def _base64(content: bytes) -> str:
@@ -147,6 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--image", help="the picture, or x.zip@/picture (default: where the json says it is)")
     parser.add_argument("--out", required=True, type=Path, help="HTML file to write")
     given = parser.parse_args(arguments)
+    if not given.out.parent.is_dir():
+        raise UsageError(f"--out {given.out}: there is no folder {given.out.parent}")
+    sources = [given.attention, given.attention.with_suffix(".json"), Path(given.image or given.attention)]
+    if given.out.resolve() in [path.resolve() for path in sources]:
+        raise UsageError(f"--out {given.out}: would overwrite what it is made from; name another file")
     record = AttentionMaps.load(given.attention)
     write_page(record, find_picture(given.image, record.places), given.out)
     logger.info("%s: %.1f MB", given.out, given.out.stat().st_size / 1e6)

@@ -5,7 +5,9 @@
     model.predict("street.jpg", "What colour is the car?")
 
 `load` returns the class of the task: `VQAPredictor`, `RefCOCOPredictor`, `VCRPredictor`, or `PretrainedModel`; all of
-them `encode` pictures with texts.
+them `encode` pictures with texts. Where types are checked, `VQAPredictor.load(...)` says what it returns. Several
+pictures are a list of `Query` or `VCRQuery` for `predict_batch` and `encode_batch`. `TorchvisionDetector` is a `finder`
+of regions, `RegionExtractor` the `extractor` for models that read features.
 """
 
 from __future__ import annotations
@@ -16,17 +18,23 @@ from typing import Any
 
 from common.config import ExperimentConfig, load_config
 from common.config_files import read_tree
-from common.engine.predictor import TrainedModel
+from common.engine.detector import TorchvisionDetector
+from common.engine.predictor import Query, TrainedModel
+from common.engine.region_extractor import RegionExtractor
 from common.errors import ConfigError
 from pretrain.predict import PretrainedModel
 from refcoco.predict import RefCOCOPredictor
-from vcr.predict import VCRPredictor
+from vcr.predict import VCRPredictor, VCRQuery
 from vqa.predict import VQAPredictor
 
 __all__ = [
     "PretrainedModel",
+    "Query",
     "RefCOCOPredictor",
+    "RegionExtractor",
+    "TorchvisionDetector",
     "VCRPredictor",
+    "VCRQuery",
     "VQAPredictor",
     "load",
     "model_class",

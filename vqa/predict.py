@@ -47,7 +47,7 @@ class VQAPredictor(Predictor[Query, tuple[Answer, ...]]):
 
     def text(self, query: Query) -> TextSequence:
         """`[CLS] question [SEP] [MASK] [SEP]`."""
-        return assemble_question(self.task.tokenizer.ids(query.text), self.task.tokenizer)
+        return assemble_question(self.word_ids(query.text), self.task.tokenizer)
 
     def predictions(
         self, outputs: VQAOutputs, batch: Batch, scenes: Sequence[Scene]

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import AliasChoices, BaseModel, Field, RootModel
+from pydantic import AliasChoices, BaseModel, Field, RootModel, Strict
 from pydantic_core import from_json
 from torch import Tensor
 
-from common.data.coco import CLASS_INDEX, CLASS_NAMES, CLASS_OF_CATEGORY, Box, BoxTable
+from common.data.coco import CLASS_INDEX, CLASS_NAMES, CLASS_OF_CATEGORY, BoxTable, Id
 from common.data.found import FoundRegions
 from common.data.region_json import json_regions
 from common.data.store import Store, parse_model
@@ -70,8 +71,8 @@ class GivenBoxes(NamedTuple):
                 raise DataError(f"{self.where}: box {number}, {box.tolist()}, {problem}")
         boxes = torch.from_numpy(self.boxes).float()
         clipped = clip_boxes(boxes, *size)
-        # A corner on the far edge only counts pixels differently.
-        if beyond := int(((boxes - clipped).abs() > 1).any(dim=1).sum()):
+        # A corner on the far edge only counts pixels differently, and COCO rounds.
+        if beyond := int(((boxes - clipped).abs() > 1.5).any(dim=1).sum()):
             logger.warning(
                 "%s: %d boxes reach beyond the picture of %d x %d pixels: cut off", self.where, beyond, *size
             )
@@ -111,20 +112,30 @@ def boxes_of(value: Any, where: str, feature_dim: int | None = None) -> GivenBox
 
 
 def _rows(value: Any, where: str) -> NDArray[np.float64]:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
-    if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str):
+    value = _plain(value)
+    if not isinstance(value, Sequence) or isinstance(value, str):
         raise DataError(f"{where}: holds a {type(value).__name__}; expected {FORMS}")
     boxes = np.empty((len(value), 4))
-    for number, row in enumerate(value):
+    for number, row in enumerate(map(_plain, value)):
         try:
-            box = np.array(row, dtype=np.float64)
-        except (TypeError, ValueError):
-            box = np.empty(0)
-        if box.shape != (4,):
-            raise DataError(f"{where}: box {number} is {row!r}; expected four numbers x1, y1, x2, y2")
-        boxes[number] = box
+            boxes[number] = _four_numbers(row)
+        except (ValueError, OverflowError) as error:
+            raise DataError(
+                f"{where}: box {number} is {row!r}; expected four numbers x1, y1, x2, y2"
+            ) from error
     return boxes
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | Tensor) else value
+
+
+def _four_numbers(row: Any) -> list[Real]:
+    values = list(row) if isinstance(row, Sequence) else []
+    # To numpy the text "1" and true are numbers too.
+    if len(values) != 4 or not all(isinstance(one, Real) and not isinstance(one, bool) for one in values):
+        raise ValueError
+    return values
 
 
 def _with_classes(boxes: NDArray[np.float64], classes: Any, where: str) -> GivenBoxes:
@@ -166,27 +177,34 @@ def _of_region_file(record: Mapping[str, Any], where: str, feature_dim: int | No
     # Other columns are other classes, such as the 1600 of Visual Genome.
     if stored.classes is not None and stored.classes.shape[1] == len(CLASS_NAMES):
         scores, best = stored.classes.max(dim=1)
+        if wrong := ((scores < 0) | (scores > 1)).nonzero().flatten().tolist():
+            raise DataError(
+                f"{where}: box {wrong[0]} has the class score {scores[wrong[0]]:g}; expected 0 to 1"
+            )
     boxes = stored.boxes.numpy().astype(np.float64)
     return GivenBoxes(
         where, boxes, best.numpy(), scores.numpy(), stored.size, stored.features, stored.image_feature
     )
 
 
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+
+
 class _Image(BaseModel):
-    id: int
+    id: Id
     file_name: str
 
 
 class _Category(BaseModel):
-    id: int
+    id: Id
     name: str
 
 
 class _Object(BaseModel):
-    image_id: int
-    bbox: Box = Field(validation_alias=AliasChoices("bbox", "box"))
-    category_id: int = 0
-    score: float = 1.0
+    image_id: Id
+    bbox: tuple[Number, Number, Number, Number] = Field(validation_alias=AliasChoices("bbox", "box"))
+    category_id: Id = 0
+    score: Annotated[Number, Field(ge=0, le=1)] = 1.0
 
 
 class _Instances(BaseModel):
@@ -230,7 +248,7 @@ class _CocoBoxes:
         for row, (width, height) in enumerate(sides):
             if width <= 0 or height <= 0:
                 raise DataError(f"{where}: box {row} is {width} wide and {height} high: it is empty")
-        boxes = np.hstack([corners, corners + (sides - 1).clip(min=0)])
+        boxes = np.hstack([corners, corners + sides])  # as RefCOCO's are read
         return GivenBoxes(where, boxes, self._classes[rows][best], self._scores[rows][best])
 
     def _number(self, name: str) -> int:
@@ -271,18 +289,16 @@ class BoxFile:
     Args:
         path: json file in one of the `FORMS`; or a folder, or a place in an archive, with a file `{stem}.json` for
             every picture.
-        feature_dim: see `boxes_of`.
 
     Raises:
         DataError: it is missing, has another form, or a record of it is wrong.
     """
 
-    def __init__(self, path: str, feature_dim: int | None = None) -> None:
+    def __init__(self, path: str) -> None:
         self._path = path
-        self._feature_dim = feature_dim
         self._store = Store()
         self._many: _CocoBoxes | None = None
-        self._one: GivenBoxes | None = None
+        self._one: Any = None
         if not Path(path).is_dir() and path.lower().endswith(".json"):
             data = self._store.read(path)
             detections = re.match(rb"\s*\[\s*\{", data) is not None
@@ -290,7 +306,8 @@ class BoxFile:
             if detections or annotations:
                 self._many = _CocoBoxes(path, data, annotations=annotations)
             else:
-                self._one = self._parse(data, path)
+                self._one = _parse(data, path)
+                boxes_of(self._one, path)
         else:
             self._store.check(path)
 
@@ -299,12 +316,13 @@ class BoxFile:
         """Whether it is a file with the boxes of one picture, whatever its name is."""
         return self._one is not None
 
-    def of(self, name: str, key: str = "") -> GivenBoxes:
+    def of(self, name: str, key: str = "", feature_dim: int | None = None) -> GivenBoxes:
         """Returns the boxes of a picture.
 
         Args:
             name: of its file, without folders.
             key: what a file of its own is called in place of the stem of the name.
+            feature_dim: see `boxes_of`.
 
         Raises:
             DataError: there are none, or they cannot be read.
@@ -312,19 +330,14 @@ class BoxFile:
         if self._many is not None:
             return self._many.of(name)
         if self._one is not None:
-            return self._one
+            return boxes_of(self._one, self._path, feature_dim)
         path = f"{self._path}/{key or Path(name).stem}.json"
-        return self._parse(self._store.read(path), path)
-
-    def _parse(self, data: bytes, where: str) -> GivenBoxes:
-        try:
-            value = from_json(data)
-        except ValueError as error:
-            found = str(error) if data.strip() else "it is empty"
-            raise DataError(f"{where}: expected json in UTF-8, but {found}") from error
-        return boxes_of(value, where, self._feature_dim)
+        return boxes_of(_parse(self._store.read(path), path), path, feature_dim)
 
 
-def read_boxes(path: str, image_name: str) -> GivenBoxes:
-    """Returns the boxes of one picture, see `BoxFile`."""
-    return BoxFile(path).of(image_name)
+def _parse(data: bytes, where: str) -> Any:
+    try:
+        return from_json(data)
+    except ValueError as error:
+        found = str(error) if data.strip() else "it is empty"
+        raise DataError(f"{where}: expected json in UTF-8, but {found}") from error

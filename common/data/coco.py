@@ -35,26 +35,27 @@ CLASS_OF_CATEGORY = {
 }
 """Class 1 to 80 of each category number that COCO itself uses, 1 to 90."""
 
+Id = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Side = Annotated[int, Field(gt=0)]
 Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 
 
 class _Image(TypedDict):
-    id: int
+    id: Id
     width: Side
     height: Side
     file_name: NotRequired[str]
 
 
 class _Annotation(TypedDict):
-    id: int
-    image_id: int
-    category_id: int
+    id: Id
+    image_id: Id
+    category_id: Id
     bbox: Box
 
 
 class _Category(TypedDict):
-    id: int
+    id: Id
 
 
 class _InstanceFile(BaseModel):
@@ -66,7 +67,7 @@ class _InstanceFile(BaseModel):
 
 
 class _Caption(TypedDict):
-    image_id: int
+    image_id: Id
     caption: str
 
 
@@ -77,7 +78,7 @@ class _CaptionFile(BaseModel):
 
 
 class _Detection(TypedDict):
-    image_id: int
+    image_id: Id
     box: Box
 
 

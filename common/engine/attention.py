@@ -5,11 +5,11 @@ Letters: L layers, A heads, T text tokens, n regions, S = T + n + 1 places: text
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import chain, repeat
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from common.batch import Batch
 from common.data.tokenization import Tokenizer
 from common.errors import DataError
-from common.files import replace_file
+from common.files import replace_file, save_array, writing
 from common.modeling.visual_linguistic_bert import Encoded
 
 
@@ -34,6 +34,7 @@ class AttentionPlaces(BaseModel):
         tokens: (T) text tokens as the model reads them, [CLS] and [SEP] included.
         boxes: (n) x1, y1, x2, y2 in pixels of the picture.
         labels: (n) what to call each region: `image` for the whole picture, else its number and class.
+        upright: whether the model saw the picture turned as its EXIF data say; else as it is stored.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -44,6 +45,7 @@ class AttentionPlaces(BaseModel):
     tokens: tuple[str, ...]
     boxes: tuple[tuple[float, float, float, float], ...]
     labels: tuple[str, ...]
+    upright: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -64,11 +66,22 @@ class AttentionMaps:
     maps: NDArray[np.float32]
 
     def save(self, folder: Path) -> Path:
-        """Writes `{image_id}.json` and `{image_id}.npy`, which is returned and appears last."""
+        """Writes `{image_id}.json` and `{image_id}.npy`, which is returned and appears last.
+
+        Args:
+            folder: of the files; made where it is missing.
+
+        Raises:
+            DataError: they cannot be written.
+        """
         path = folder / f"{self.places.image_id}.npy"
         text = self.places.model_dump_json()
-        replace_file(path.with_suffix(".json"), lambda file: file.write_text(text, encoding="utf-8"))
-        replace_file(path, lambda file: _save(file, self.maps))
+        beside = folder / f"{self.places.image_id}.json"
+        with writing(beside):
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_file(beside, lambda file: file.write_text(text, encoding="utf-8"))
+        with writing(path):
+            replace_file(path, lambda file: save_array(file, self.maps))
         return path
 
     @classmethod
@@ -81,14 +94,12 @@ class AttentionMaps:
         beside = path.with_suffix(".json")
         try:
             places = AttentionPlaces.model_validate_json(beside.read_bytes())
-            maps = np.load(path, allow_pickle=False)
+            maps = _load(path)
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             raise DataError(f"{beside}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-        except ValueError as error:
-            raise DataError(f"{path}: not an array of attention maps ({error})") from error
         side = len(places.names)
         if maps.ndim != 4 or maps.shape[2:] != (side, side):
             raise DataError(
@@ -104,16 +115,24 @@ class Named(NamedTuple):
     Attributes:
         image_id: name of its files.
         image: path of the picture, if any.
+        numbers: of the regions; there may be more.
         kinds: class of each region, as far as they are known; of unknown ones an empty text.
     """
 
     image_id: str
     image: str
+    numbers: Iterable[int]
     kinds: Sequence[str]
 
 
 def places_of(
-    batch: Batch, encoded: Encoded, named: Sequence[Named], tokenizer: Tokenizer, *, whole: bool
+    batch: Batch,
+    encoded: Encoded,
+    named: Sequence[Named],
+    tokenizer: Tokenizer,
+    *,
+    whole: bool,
+    upright: bool = False,
 ) -> list[AttentionPlaces]:
     """Tells what stands at the places of every sequence of a batch with one text for each picture.
 
@@ -123,6 +142,7 @@ def places_of(
         named: its pictures.
         tokenizer: BERT's.
         whole: whether the first box of each picture is the whole image.
+        upright: see `AttentionPlaces`.
     """
     corners = (batch.boxes / batch.im_info[batch.num_boxes.rows(), 2:4].repeat(1, 2)).cpu()
     sizes = (batch.im_info[:, :2] / batch.im_info[:, 2:4]).round().long().tolist()
@@ -135,12 +155,9 @@ def places_of(
         strict=True,
     )
     found = []
-    for (image_id, image, kinds), size, ids, boxes, count in rows:
-        numbers = range(1, len(boxes) + 1 - whole)
-        labels = ["image"] * whole
-        labels += [
-            f"{i} {kind}".strip() for i, kind in zip_longest(numbers, kinds[: len(numbers)], fillvalue="")
-        ]
+    for (image_id, image, numbers, kinds), size, ids, boxes, count in rows:
+        regions = zip(numbers, chain(kinds, repeat("")), range(len(boxes) - whole), strict=False)
+        labels = ["image"] * whole + [f"{number} {kind}".strip() for number, kind, _ in regions]
         found.append(
             AttentionPlaces(
                 image_id=image_id,
@@ -149,6 +166,7 @@ def places_of(
                 tokens=tuple(tokenizer.tokens(ids.tolist())),
                 boxes=tuple(tuple(box) for box in boxes[:count].tolist()),
                 labels=tuple(labels[:count]),
+                upright=upright,
             )
         )
     return found
@@ -160,6 +178,14 @@ def maps_of(encoded: Encoded, row: int) -> Tensor:
     return torch.stack([layer[row, :, :size, :size].float().cpu() for layer in encoded.output.attention])
 
 
-def _save(path: Path, maps: NDArray[np.float32]) -> None:
-    with path.open("wb") as file:  # numpy would append .npy to a temporary name
-        np.save(file, maps)
+def _load(path: Path) -> NDArray[np.floating[Any]]:
+    with path.open("rb") as file:
+        try:
+            maps = np.lib.format.read_array(file, allow_pickle=False)
+        except Exception as error:  # a damaged head raises many kinds
+            raise DataError(f"{path}: not an array of attention maps ({error})") from error
+    if not np.issubdtype(maps.dtype, np.floating):
+        raise DataError(
+            f"{path}: not an array of attention maps (it holds {maps.dtype}, no floating-point numbers)"
+        )
+    return maps

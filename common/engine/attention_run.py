@@ -7,6 +7,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -70,8 +71,8 @@ def attention_main(args: argparse.Namespace, task_class: type[AnyTask], override
     model = task.build_model()
     for report in task.load_pretrained(model):
         logger.info("%s", report)
-    count = write_maps(task, model.to(device), dataset, device, folder, args.limit)
-    logger.info("%s: attention maps of %d pictures", folder, count)
+    written = write_maps(task, model.to(device), dataset, device, folder, args.limit)
+    logger.info("%s: attention maps of %d pictures", folder, written)
 
 
 def write_maps(
@@ -91,11 +92,14 @@ def write_maps(
         device: of the model.
         folder: for `{image_id}.npy` and `.json`.
         limit: how many pictures; None for all.
+
+    Raises:
+        DataError: a file cannot be written.
     """
-    count = min(limit or len(dataset), len(dataset))
-    names = image_ids([dataset.record_id(index) for index in range(count)])
+    total = min(limit or len(dataset), len(dataset))
+    names = image_ids([dataset.record_id(index) for index in range(total)])
     batches = EpochBatches(
-        count,
+        total,
         task.config.VAL.batch_sizes[0],
         shuffle=False,
         seed=task.config.RNG_SEED,
@@ -112,22 +116,27 @@ def write_maps(
     )
     whole = bool(task.config.datasets[0].ADD_IMAGE_AS_A_BOX)
     for encoded, batch in outputs_of(task, model, loader, device, None):
-        named = [Named(names[index], *dataset.described(index)) for index in batch.index.tolist()]
+        named = []
+        for index in batch.index.tolist():
+            image, kinds = dataset.described(index)
+            named.append(Named(names[index], image, count(1), kinds))
         for row, places in enumerate(places_of(batch, encoded, named, task.tokenizer, whole=whole)):
             AttentionMaps(places, maps_of(encoded, row).numpy()).save(folder)
     distributed.barrier()  # what follows may read the files
-    return count
+    return total
 
 
 def image_ids(record_ids: Sequence[str]) -> list[str]:
     """Returns names for files: the number of a COCO picture, or the name of a file without its ending.
 
-    A picture with several captions has a file for each: `name`, `name-2`, ...
+    A picture with several captions has a file for each: `name`, `name-2`, ... No name stands twice.
     """
-    seen: Counter[str] = Counter()
-    names = []
+    names: dict[str, None] = {}
+    last: Counter[str] = Counter()
     for record_id in record_ids:
-        name = PurePath(record_id).stem
-        seen[name] += 1
-        names.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
-    return names
+        name = stem = PurePath(record_id).stem
+        while name in names:
+            last[stem] = max(last[stem], 1) + 1
+            name = f"{stem}-{last[stem]}"
+        names[name] = None
+    return list(names)

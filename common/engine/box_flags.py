@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import torch
 
+from common.data.box_file import BoxFile
 from common.data.found import RegionFinder
 from common.engine.detector import TorchvisionDetector
 from common.errors import UsageError
@@ -50,6 +51,22 @@ def check_box_flags(args: argparse.Namespace) -> None:
         raise UsageError(f"--score-threshold: {args.score_threshold}: must be from 0 to 1")
     if args.max_boxes < 1:
         raise UsageError(f"--max-boxes: {args.max_boxes}: must be at least 1")
+
+
+def boxes_from_flags(args: argparse.Namespace, pictures: int) -> BoxFile | None:
+    """Opens the file of `--boxes` for a number of pictures; None without one.
+
+    Raises:
+        UsageError: it holds the boxes of one picture, and there are more.
+        DataError: see `BoxFile`.
+    """
+    boxes = BoxFile(args.boxes) if args.boxes else None
+    if boxes is not None and boxes.single and pictures > 1:
+        raise UsageError(
+            f"--boxes {args.boxes}: holds the boxes of one picture; for several, give a folder of such files or a "
+            "COCO file"
+        )
+    return boxes
 
 
 def detector_maker(args: argparse.Namespace) -> MakeFinder:

@@ -21,9 +21,17 @@ from common.modeling.fast_rcnn import PRECOMPUTED_DIM
 logger = logging.getLogger(__name__)
 
 BoxSource: TypeAlias = (
-    str | Path | FoundRegions | Sequence[Sequence[float]] | Mapping[str, Any] | NDArray[Any] | Tensor
+    str
+    | Path
+    | BoxFile
+    | FoundRegions
+    | Sequence[Sequence[float]]
+    | Mapping[str, Any]
+    | NDArray[Any]
+    | Tensor
 )
-"""A json file (see `BoxFile`), what a finder found, or boxes as `boxes_of` reads them."""
+"""A json file (see `BoxFile`; an open one is read once for many pictures), what a finder found, or boxes as `boxes_of`
+reads them."""
 
 # Left, top, width, height as shares of the picture: the whole, its halves, and windows of half its sides.
 _HALVES = ((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 0.5))
@@ -103,7 +111,9 @@ def regions_of(
 
 def _given(source: Any, name: str, feature_dim: int | None) -> GivenBoxes:
     if isinstance(source, str | Path):
-        return BoxFile(str(source), feature_dim).of(Path(name).name)
+        source = BoxFile(str(source))
+    if isinstance(source, BoxFile):
+        return source.of(Path(name).name, feature_dim=feature_dim)
     where = f"the boxes of {name}"
     if isinstance(source, np.ndarray | Tensor | Mapping):
         return boxes_of(source, where, feature_dim)

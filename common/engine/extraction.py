@@ -33,7 +33,7 @@ from common.data.store import Store, files_in
 from common.engine.pool import results_in_order
 from common.engine.region_extractor import RegionExtractor
 from common.errors import DataError, UsageError
-from common.files import remove_leftovers, replace_file
+from common.files import remove_leftovers, replace_file, writing
 from common.progress import shown
 
 logger = logging.getLogger(__name__)
@@ -108,15 +108,19 @@ def class_scores(found: FoundRegions) -> Tensor:
 # --- Where results go --------------------------------------------------------------------------------------
 
 
+CONTINUES = "; once it can, the same command continues"
+
 Recorder: TypeAlias = Callable[[str, Regions], bytes]
 """Makes the record of a picture of this name, in the process that computes it; a ValueError says why it cannot."""
 
 
 def write_json(folder: Path, key: str, regions: Regions) -> bytes:
     """Writes the region file of a picture, which appears whole; there is no more to record."""
-    name: int | str = int(key) if key.isdecimal() else key
+    name: int | str = int(key) if key.isdecimal() and int(key) < 2**63 else key  # json of orjson ends there
     data = orjson.dumps(region_record(name, regions))
-    replace_file(folder / f"{key}.json", lambda path: path.write_bytes(data))
+    path = folder / f"{key}.json"
+    with writing(path, CONTINUES):
+        replace_file(path, lambda temporary: temporary.write_bytes(data))
     return b""
 
 
@@ -136,22 +140,28 @@ def _open_folder(folder: Path) -> Iterator[set[str]]:
 
     Yields:
         The names of the pictures that are there.
+
+    Raises:
+        UsageError: another process writes into the folder.
+        DataError: the folder cannot be written.
     """
-    try:
+    with writing(folder, CONTINUES):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield _take(folder, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _take(folder: Path, descriptor: int) -> set[str]:
+    with writing(folder, CONTINUES):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            remove_leftovers(folder, "*.json")
-            yield {Path(name).stem for name in os.listdir(folder) if name.endswith(".json")}
-        finally:
-            os.close(descriptor)
-    except BlockingIOError as error:
-        raise UsageError(f"--out {folder}: another process is writing it") from error
-    except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be written ({error.strerror}); once it can, the same command continues"
-        ) from error
+        except BlockingIOError as error:
+            raise UsageError(f"--out {folder}: another process is writing it") from error
+        remove_leftovers(folder, "*.json")
+        return {Path(name).stem for name in os.listdir(folder) if name.endswith(".json")}
 
 
 # --- The work ----------------------------------------------------------------------------------------------
@@ -296,7 +306,7 @@ class Extraction:
         keys, size = list(self.pictures), self.batch_size
         batches = [keys[start : start + size] for start in range(0, len(keys), size)]
         logger.info("%d pictures, %d of them are done already", len(keys), sum(key in done for key in keys))
-        # Where a part of a batch is missing all of it is computed again: numbers depend on what is computed together.
+        # Where a part of a batch is missing all of it is computed again: in other company last bits may differ.
         missing = [batch for batch in batches if any(key not in done for key in batch)]
         work = ([self._task(key) for key in batch] for batch in missing)
         worked = results_in_order(work, partial(Worker, self.recipe, record), self.devices)

@@ -190,6 +190,13 @@ def _console() -> Iterator[None]:
         root.setLevel(level)
 
 
+def log_to_stderr() -> None:
+    """Moves the log of the console away from stdout, for commands whose answer is what they print."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.setStream(sys.stderr)
+
+
 @contextmanager
 def log_file(folder: Path, cfg: str | Path) -> Iterator[None]:
     """Also writes the log to `{cfg stem}_{time}.log`; only rank 0 does, the others keep to warnings."""

@@ -36,7 +36,7 @@ def results_in_order(
         devices: one process works on each; a single one is this process.
 
     Raises:
-        UserError: what a worker raises; or a process was killed.
+        UserError: what a worker raises; or a process was killed or cannot be started.
     """
     if len(devices) == 1:
         yield from map(make_worker(devices[0]), work)
@@ -45,7 +45,7 @@ def results_in_order(
         waiting: deque[Future[Any]] = deque()
         try:
             for piece in work:
-                waiting.append(pool.submit(_Process.work, piece))
+                waiting.append(_submit(pool, piece))
                 # Results that wait take memory.
                 if len(waiting) > 2 * len(devices):
                     yield waiting.popleft().result()
@@ -78,6 +78,17 @@ def _processes(make_worker: MakeWorker, devices: Sequence[torch.device]) -> Iter
         listener.stop()
 
 
+def _submit(pool: ProcessPoolExecutor, piece: Any) -> Future[Any]:
+    # Processes start here, and inherit that Ctrl-C, which the whole group gets, is not for them: this one ends them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(_Process.work, piece)
+    except OSError as error:
+        raise UserError(f"cannot start a process ({error.strerror}): use fewer --processes") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Process:
     """What one of the processes holds."""
 
@@ -88,7 +99,6 @@ class _Process:
     @classmethod
     def start(cls, make_worker: MakeWorker, unused: Any, messages: Any, threads: int) -> None:
         """Prepares the process; what may fail waits for its first work, so that its error is heard."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends it
         threading.Thread(target=_end_with_parent, daemon=True).start()
         logging.getLogger().addHandler(QueueHandler(messages))
         torch.set_num_threads(threads)

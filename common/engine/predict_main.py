@@ -9,16 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import torch
 from PIL import Image
 
 from common.engine.box_flags import add_box_flags, finder_from_flags
 from common.engine.drawing import DrawnBox, draw
-from common.engine.main import parser
-from common.engine.predictor import Predictor, QueryT, Scene, TrainedModel
+from common.engine.main import log_to_stderr, parser
+from common.engine.predictor import Predictor, QueryT, Scene, TrainedModel, device_of
 from common.engine.region_extractor import RegionExtractor
 from common.errors import UsageError
-from common.files import replace_file
+from common.files import replace_file, writing
 
 PredictionT = TypeVar("PredictionT")
 ModelT = TypeVar("ModelT", bound=TrainedModel[Any])
@@ -85,6 +84,7 @@ def predict_main(
     describe: Callable[[Scene, PredictionT], Shown],
 ) -> None:
     """Answers one query as the command line says, and prints and draws the answer."""
+    log_to_stderr()
     if args.save:
         _check_picture_name(Path(args.save))
     ((scene, prediction),) = load_from_flags(args, predictor_class).answers([query])
@@ -97,31 +97,17 @@ def predict_main(
         _save(draw(scene.image, shown.boxes, shown.title), Path(args.save))
 
 
-def device_of(name: str | None) -> torch.device:
-    """Returns the device of `--device`; by default the first GPU, else the CPU.
-
-    Raises:
-        UsageError: there is no such device.
-    """
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UsageError(f'--device: "{name}": no such device; use cpu, cuda or cuda:N') from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"--device: {name}: this machine has {torch.cuda.device_count()} GPUs")
-    return device
-
-
 def _check_picture_name(path: Path) -> None:
-    if path.suffix.lower() not in Image.registered_extensions():
+    if _format(path) not in Image.SAVE:
         raise UsageError(f"--save: {path}: must end in .png or .jpg")
     if not path.parent.is_dir():
         raise UsageError(f"--save: {path}: there is no folder {path.parent}")
 
 
+def _format(path: Path) -> str:
+    return Image.registered_extensions().get(path.suffix.lower(), "")
+
+
 def _save(picture: Image.Image, path: Path) -> None:
-    form = Image.registered_extensions()[path.suffix.lower()]
-    try:
-        replace_file(path, lambda temporary: picture.save(temporary, form))
-    except OSError as error:
-        raise UsageError(f"--save: {path}: cannot write there: {error.strerror or error}") from error
+    with writing(path):
+        replace_file(path, lambda temporary: picture.save(temporary, _format(path)))

@@ -5,9 +5,11 @@ Letters: n regions, T text tokens, H hidden width, L layers, A heads, S = T + n 
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -34,9 +36,11 @@ from common.engine.drawing import DrawnBox
 from common.engine.main import run_folder
 from common.engine.precision import Precision, single
 from common.engine.region_extractor import RegionExtractor
-from common.errors import DataError
+from common.errors import CheckpointError, DataError, UsageError
 from common.modeling.fast_rcnn import PRECOMPUTED_DIM
 from common.modeling.visual_linguistic_model import VisualLinguisticModel
+
+logger = logging.getLogger(__name__)
 
 QueryT = TypeVar("QueryT", bound="Query")
 PredictionT = TypeVar("PredictionT")
@@ -119,6 +123,23 @@ class Encoding:
         return AttentionMaps(self.places, self.attention.numpy())
 
 
+def device_of(name: str | torch.device | None) -> torch.device:
+    """Returns the device of that name; by default the first GPU, else the CPU.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UsageError(f'--device: "{name}": no such device; use cpu, cuda or cuda:N') from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device: {name}: use cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device: {name}: this machine has {torch.cuda.device_count()} GPUs")
+    return device
+
+
 class TrainedModel(Generic[QueryT]):
     """A trained model that encodes pictures with texts.
 
@@ -152,6 +173,15 @@ class TrainedModel(Generic[QueryT]):
         self.precision = precision
         self.finder = finder or GridFinder()
         self.extractor = extractor
+        network = task.config.NETWORK
+        self._reads_features = network.IMAGE_FEAT_PRECOMPUTED and model.image_feature_extractor is not None
+        if extractor is not None and not self._reads_features:
+            logger.warning("this model reads no region features: the network that computes them is not used")
+        elif extractor is not None and extractor.feature_dim != PRECOMPUTED_DIM:
+            raise CheckpointError(
+                f"the network of region features computes {extractor.feature_dim} numbers for a region; the model "
+                f"reads {PRECOMPUTED_DIM}, as a ResNet-50, 101 or 152 computes"
+            )
 
     @classmethod
     def load(
@@ -170,19 +200,20 @@ class TrainedModel(Generic[QueryT]):
         Args:
             cfg: yaml file of the experiment.
             ckpt: its checkpoint; by default the best one of the training run.
-            device: where to compute; by default the first GPU, else the CPU.
+            device: where to compute, cpu or cuda; by default the first GPU, else the CPU.
             overrides: `KEY.PATH=VALUE` settings on top of the file.
             fp16: compute in half precision.
             finder: see `TrainedModel`.
             extractor: see `TrainedModel`.
 
         Raises:
+            UsageError: there is no such device.
             ConfigError: the yaml file or an override is wrong.
             CheckpointError: the checkpoint cannot be read, or belongs to another model.
         """
         config = load_config(cls.task_class.config_class, cfg, overrides)
         task = cls.task_class(config)
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        where = device_of(device)
         best = checkpoint.best_file(run_folder(config, cfg, "train"), config.MODEL_PREFIX)
         model = load_model(task, ckpt or best, where)
         assert isinstance(model, VisualLinguisticModel)
@@ -198,8 +229,8 @@ class TrainedModel(Generic[QueryT]):
     def encode_batch(self, queries: Iterable[QueryT], *, attention: bool = False) -> list[Encoding]:
         """Encodes pictures with texts, several at once."""
         encodings: list[Encoding] = []
-        for scenes, batch in self._batches(queries):
-            encodings += self._encode(scenes, batch, attention)
+        for asked, scenes, batch in self._batches(queries):
+            encodings += self._encode(asked, scenes, batch, attention)
         return encodings
 
     def query(self, image: ImageSource, text: str, boxes: BoxSource | None = None) -> QueryT:
@@ -209,7 +240,22 @@ class TrainedModel(Generic[QueryT]):
     def text(self, query: QueryT) -> TextSequence:
         """Returns a query's text as the network reads it: `[CLS] words [SEP]`, unless the task replaces this."""
         tokenizer = self.task.tokenizer
-        return TextSequence.plain([tokenizer.cls_id, *tokenizer.ids(query.text), tokenizer.sep_id])
+        return TextSequence.plain([tokenizer.cls_id, *self.word_ids(query.text), tokenizer.sep_id])
+
+    def word_ids(self, text: str) -> list[int]:
+        """Returns the ids of the word pieces of a text.
+
+        Raises:
+            DataError: it has none.
+        """
+        ids = self.task.tokenizer.ids(text)
+        if not ids:
+            raise DataError("its text is empty; give at least one word")
+        return ids
+
+    def named_regions(self, scene: Scene, query: QueryT) -> tuple[Iterable[int], list[str]]:
+        """Returns number and class of every region that the network sees; of an unknown class an empty text."""
+        return count(1), scene.kinds()
 
     def sample(self, index: int, scene: Scene, query: QueryT) -> Sample:
         """Returns a query as an item of a dataset."""
@@ -228,31 +274,34 @@ class TrainedModel(Generic[QueryT]):
             box_features=features,
         )
 
-    def _batches(self, queries: Iterable[QueryT]) -> Iterator[tuple[list[Scene], Batch]]:
+    def _batches(self, queries: Iterable[QueryT]) -> Iterator[tuple[list[QueryT], list[Scene], Batch]]:
         """Reads queries, some at a time; batches are on the device."""
         waiting = list(queries)
         for start in range(0, len(waiting), BATCH):
             part = waiting[start : start + BATCH]
-            scenes = self.see(part)
-            samples = [
-                self.sample(start + number, scene, query)
-                for number, (scene, query) in enumerate(zip(scenes, part, strict=True))
-            ]
-            yield scenes, collate(samples, Batch).to(self.device)
+            scenes = self.see(part, start)
+            samples = []
+            for number, (scene, query) in enumerate(zip(scenes, part, strict=True), start):
+                try:
+                    samples.append(self.sample(number, scene, query))
+                except DataError as error:
+                    raise DataError(f"{scene.name}: {error}") from error
+            yield part, scenes, collate(samples, Batch).to(self.device)
 
-    def see(self, queries: Sequence[QueryT]) -> list[Scene]:
+    def see(self, queries: Sequence[QueryT], start: int = 0) -> list[Scene]:
         """Opens the pictures, and finds regions and computes features where a query does not bring them.
 
+        Args:
+            queries: a few.
+            start: how many came before them; pictures without a path are numbered.
+
         Raises:
-            DataError: a text is empty, or a picture or its regions cannot be used.
+            DataError: a picture or its regions cannot be used.
         """
         names = [
             str(query.image) if isinstance(query.image, str | Path) else f"picture {number}"
-            for number, query in enumerate(queries, start=1)
+            for number, query in enumerate(queries, start + 1)
         ]
-        for name, query in zip(names, queries, strict=True):
-            if not query.text.strip():
-                raise DataError(f"{name}: its text is empty; give at least one word")
         images = [open_image(query.image) for query in queries]
         found = self._find(names, images, queries)
         extractor = self.model.image_feature_extractor
@@ -273,21 +322,19 @@ class TrainedModel(Generic[QueryT]):
         """Returns the regions of each picture and their categories."""
         missing = [number for number, query in enumerate(queries) if query.boxes is None]
         looked = dict(zip(missing, self.finder([images[number] for number in missing]), strict=True))
-        reads_features = (
-            self.task.config.NETWORK.IMAGE_FEAT_PRECOMPUTED and self.model.image_feature_extractor is not None
-        )
-        width = PRECOMPUTED_DIM if reads_features else None
+        width = PRECOMPUTED_DIM if self._reads_features else None
         found = [
             regions_of(looked.get(number, query.boxes), name, image.size, width)  # type: ignore[arg-type]
             for number, (name, image, query) in enumerate(zip(names, images, queries, strict=True))
         ]
-        if not reads_features:
+        if not self._reads_features:
             return found
         bare = [number for number, (regions, _) in enumerate(found) if regions.features is None]
         if bare and self.extractor is None:
             raise DataError(
                 f"{names[bare[0]]}: this model reads region features (NETWORK.IMAGE_FEAT_PRECOMPUTED), and none "
-                "are given: give a region file that has them, or the network that computes them"
+                "are given: give a region file that has them (boxes=, --boxes), or the network that computes them "
+                "(extractor=, --features)"
             )
         if bare:
             assert self.extractor is not None
@@ -299,17 +346,26 @@ class TrainedModel(Generic[QueryT]):
                 found[number] = regions._replace(features=features, image_feature=whole), classes
         return found
 
-    def _encode(self, scenes: Sequence[Scene], batch: Batch, attention: bool) -> list[Encoding]:
+    def _encode(
+        self, queries: Sequence[QueryT], scenes: Sequence[Scene], batch: Batch, attention: bool
+    ) -> list[Encoding]:
         model, bert = self.model, self.model.vlbert
         with torch.inference_mode(), self.precision.autocast():
             encoded = model.encode(
                 batch, model.region_features(batch), kernel="explicit" if attention else "auto"
             )
             pooled = encoded.first() if bert.pooler is None else bert.pool(encoded)
-        named = [Named(Path(scene.name).stem, scene.name, scene.kinds()) for scene in scenes]
+        named = [
+            Named(
+                Path(scene.name).stem,
+                str(query.image) if isinstance(query.image, str | Path) else "",
+                *self.named_regions(scene, query),
+            )
+            for scene, query in zip(scenes, queries, strict=True)
+        ]
         whole = bool(self.task.config.datasets[0].ADD_IMAGE_AS_A_BOX)
         columns = zip(
-            places_of(batch, encoded, named, self.task.tokenizer, whole=whole),
+            places_of(batch, encoded, named, self.task.tokenizer, whole=whole, upright=True),
             batch.text.lengths.split(single(encoded.text()).cpu()),
             torch.split(single(encoded.regions()).cpu(), encoded.num_regions),
             single(pooled).cpu(),
@@ -330,7 +386,7 @@ class Predictor(TrainedModel[QueryT], ABC, Generic[QueryT, PredictionT]):
 
     def answers(self, queries: Iterable[QueryT]) -> Iterator[tuple[Scene, PredictionT]]:
         """Yields the scene and the prediction of each query, in their order."""
-        for scenes, batch in self._batches(queries):
+        for _, scenes, batch in self._batches(queries):
             with torch.inference_mode(), self.precision.autocast():
                 outputs = single(self.model(batch))
             yield from zip(scenes, self.predictions(outputs, batch, scenes), strict=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from common.files import link_file, remove_leftovers, replace_file
+from common.errors import DataError
+from common.files import link_file, remove_leftovers, replace_file, save_array, writing
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -22,6 +25,15 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         replace_file(path, fill)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["x"]
+
+
+def test_errors_of_writing_name_the_file(tmp_path):
+    for error, message in (
+        (OSError(errno.ENOSPC, "No space left on device"), r"x: cannot be written \(No space .*\); go on$"),
+        (OSError("8 requested and 3 written"), r"x: cannot be written \(8 requested and 3 written\); go on$"),
+    ):
+        with pytest.raises(DataError, match=message), writing(tmp_path / "x", "; go on"):
+            raise error
 
 
 def test_a_link_does_not_touch_its_source(tmp_path):
@@ -68,3 +80,16 @@ def test_what_killed_processes_left_is_removed(tmp_path):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path, "net-*.model")
     assert set(os.listdir(tmp_path)) == kept
+
+
+def test_an_array_under_any_name(tmp_path):
+    values = np.arange(6.0).reshape(2, 3)
+    save_array(tmp_path / "x", values)
+    np.testing.assert_array_equal(np.load(tmp_path / "x"), values)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+def test_a_full_disk_is_heard_of():
+    with pytest.raises(OSError, match="No space left"):
+        save_array(Path("/dev/full"), np.zeros(4))

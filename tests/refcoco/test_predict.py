@@ -107,9 +107,15 @@ def test_the_command(trained, tmp_path, capsys):
 
 def test_half_precision(trained, model):
     query = queries(trained, "val")[0]
-    half = vl_bert.load(
-        trained.cfg, trained.checkpoint(), "cpu", overrides=trained.overrides(), fp16=True
-    ).predict(query.image, query.text, query.boxes)
-    torch.testing.assert_close(
-        half.score, model.predict(query.image, query.text, query.boxes).score, atol=0.1, rtol=0
-    )
+    half = vl_bert.load(trained.cfg, trained.checkpoint(), "cpu", overrides=trained.overrides(), fp16=True)
+    own, other = (one.predict(query.image, query.text, query.boxes).scores for one in (model, half))
+    np.testing.assert_allclose(own, other, atol=0.1)
+    assert own != other
+
+
+def test_region_states_are_those_of_their_regions(model, trained):
+    query = queries(trained, "val")[0]
+    swapped = Query(query.image, query.text, query.boxes[::-1])
+    first, second = model.encode_batch([query, swapped])
+    torch.testing.assert_close(first.regions[1:], second.regions[1:].flip(0))
+    assert not torch.allclose(first.regions[1], first.regions[-1])

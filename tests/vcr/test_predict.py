@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import vl_bert
+from common.data.coco import CLASS_NAMES
 from common.errors import DataError
 from tests.vcr.world import CFGS, World
 from tests.world import SPREAD
@@ -79,24 +80,73 @@ def test_references():
 
 
 def test_states(trained):
-    encoding = load(trained, "QA2R").encode(
-        *dataclasses.astuple(query(trained, "QA2R", 0))[:2], attention=True
-    )
-    assert encoding.places.tokens[0] == "[CLS]"
-    assert encoding.places.tokens[-2:] == ("[SEP]", "[SEP]")
-    assert encoding.pooled.shape == (16,)
-    assert encoding.maps().maps.shape[2] == len(encoding.places.names)
-
-
-def test_mistakes(trained):
     model = load(trained, "QA2R")
     given = query(trained, "QA2R", 0)
-    with pytest.raises(DataError, match="give the answer to find one for"):
-        model.predict_batch([dataclasses.replace(given, answer=None)])
-    with pytest.raises(DataError, match="refers to object 99, but there are "):
-        model.predict_batch([dataclasses.replace(given, choices=["it is [99]", "no"])])
-    with pytest.raises(ValueError, match="equally many choices"):
-        model.predict_batch([given, dataclasses.replace(given, choices=["yes", "no"])])
+    encoding = model.encode(given.image, "what is [1] ?", given.boxes, attention=True)
+    assert encoding.places.tokens[0] == "[CLS]"
+    assert encoding.places.tokens[-2:] == ("[SEP]", "[SEP]")
+    assert encoding.maps().maps.shape[2] == len(encoding.places.names)
+    kinds = [CLASS_NAMES[number] for number in given.boxes.classes.tolist()]
+    assert encoding.places.labels == ("image", *(f"{number} {kind}" for number, kind in enumerate(kinds)))
+    pooler = model.model.vlbert.pooler.dense
+    first = pooler(encoding.text[0]).tanh()
+    torch.testing.assert_close(encoding.pooled, first.detach())
+
+
+def test_regions_that_no_text_speaks_of_are_left_out(trained):
+    changes = trained.overrides("DATASET.ONLY_USE_RELEVANT_DETS=true")
+    model = vl_bert.load(CFGS["Q2A"], trained.checkpoint(), "cpu", overrides=changes)
+    given = query(trained, "Q2A", 0)
+    places = model.encode(given.image, "what is [1] ?", given.boxes).places
+    kind = CLASS_NAMES[int(given.boxes.classes[1])]
+    assert places.labels == ("image", f"1 {kind}")
+    np.testing.assert_allclose(places.boxes[1], given.boxes.boxes[1], atol=0.5)
+
+
+def test_names_of_persons(trained):
+    model = load(trained, "Q2A")
+    given = query(trained, "Q2A", 0)
+    persons = given.boxes._replace(classes=torch.ones_like(given.boxes.classes))
+    given = dataclasses.replace(given, text="who is [0] ?", choices=["a", "b"], boxes=persons)
+    first, second = (
+        model.task.tokenizer.tokens(model.sample(0, *seen).texts[0].ids.tolist())
+        for seen in ((model.see([one])[0], one) for one in (given, dataclasses.replace(given, first_name=1)))
+    )
+    assert "casey" in first
+    assert "riley" in second
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("QA2R", {"answer": None}, "give the answer to find one for"),
+        ("Q2A", {"answer": "yes"}, "it takes none"),
+        ("QA2R", {"choices": ["it is [99]", "no"]}, "refers to object 99, but there are "),
+        ("Q2A", {"choices": "yes"}, "give a list of at least two texts"),
+        ("Q2A", {"choices": ["yes"]}, "give a list of at least two texts"),
+        ("Q2A", {"choices": ["yes", " "]}, "its text is empty"),
+        ("QA2R", {"answer": ""}, "its text is empty"),
+    ],
+)
+def test_mistakes(trained, part, changes, message):
+    given = dataclasses.replace(query(trained, part, 0), **changes)
+    with pytest.raises(DataError, match=message):
+        load(trained, part).predict_batch([given])
+
+
+def test_choices_of_different_numbers(trained):
+    given = query(trained, "Q2A", 0)
+    with pytest.raises(DataError, match="equally many choices"):
+        load(trained, "Q2A").predict_batch([given, dataclasses.replace(given, choices=["yes", "no"])])
+
+
+def test_long_texts_are_cut_with_a_word(trained, caplog):
+    given = dataclasses.replace(query(trained, "Q2A", 0), choices=["red " * 70, "blue"])
+    model = load(trained, "Q2A")
+    model.predict_batch([query(trained, "Q2A", 0)])
+    assert "are cut" not in caplog.text
+    model.predict_batch([given])
+    assert "word pieces; the model reads 64, and the ends of both are cut" in caplog.text
 
 
 def test_the_command(trained, tmp_path, capsys):
@@ -116,6 +166,8 @@ def test_the_command(trained, tmp_path, capsys):
     assert [number for number, line in enumerate(lines) if line.endswith("<-")] == [shown["choice"]]
     assert trained.command("predict", *flags[:-6]) == 2
     assert "--choice: give at least two" in capsys.readouterr().err
+    assert trained.command("predict", *flags, "--boxes", "x.json") == 2
+    assert "--metadata, --boxes and --detector: give one of them" in capsys.readouterr().err
 
 
 def test_damaged_metadata(trained, tmp_path):

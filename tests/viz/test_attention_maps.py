@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
+from common.data.box_file import BoxFile
 from common.engine.attention import AttentionMaps
 from tests.refcoco.world import SMALL, World
 from tests.world import draw
@@ -60,6 +62,35 @@ def test_texts_of_their_own(trained, tmp_path):
     assert not list((trained.out / "own").glob("*.html"))
 
 
+def test_other_files_in_the_folder(trained, tmp_path):
+    picture = next((trained.data / "train2014").iterdir())
+    (tmp_path / picture.name).write_bytes(picture.read_bytes())
+    for name in ("notes.pdf", "clip.mpg"):
+        (tmp_path / name).write_text("no picture")
+    assert write(trained, "alone", "--images", str(tmp_path), "--text", "cup", "--no-pages") == 0
+    assert [path.stem for path in (trained.out / "alone").glob("*.npy")] == [picture.stem]
+    assert write(trained, "one", "--images", str(tmp_path / picture.name), "--text", "cup", "--no-pages") == 0
+    assert [path.stem for path in (trained.out / "one").glob("*.npy")] == [picture.stem]
+
+
+def test_boxes_of_coco_and_of_one_picture(trained, tmp_path, capsys, monkeypatch):
+    folder, opened = str(trained.data / "train2014"), []
+    begin = BoxFile.__init__
+    monkeypatch.setattr(BoxFile, "__init__", lambda self, path: opened.append(path) or begin(self, path))
+    boxes = str(trained.data / "annotations/instances_train2014.json")
+    flags = ("--images", folder, "--text", "cup", "--limit", "2", "--no-pages")
+    assert write(trained, "coco", *flags, "--boxes", boxes) == 0
+    assert opened == [boxes]
+    for path in (trained.out / "coco").glob("*.npy"):
+        places = AttentionMaps.load(path).places
+        assert places.upright
+        given = BoxFile(boxes).of(f"{path.stem}.jpg").on(places.size).boxes
+        np.testing.assert_allclose(places.boxes[-len(given) :], given, atol=0.1)
+    (tmp_path / "one.json").write_text("[[0, 0, 5, 5]]")
+    assert write(trained, "x", *flags, "--boxes", str(tmp_path / "one.json")) == 2
+    assert "one.json: holds the boxes of one picture; for several, give" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "status", "message"),
     [
@@ -82,6 +113,9 @@ def test_texts_that_do_not_fit(trained, tmp_path, capsys):
     path.write_text('["a"]')
     assert write(trained, "x", *flags) == 1
     assert "expected a json object with the text of each picture" in capsys.readouterr().err
+    path.write_text("{}")
+    assert write(trained, "x", *flags) == 1
+    assert "expected a json object with the text of each picture" in capsys.readouterr().err
     path.write_text('{"no.jpg": "a"}')
     assert write(trained, "x", *flags) == 1
     assert "no.jpg: there is no such picture in " in capsys.readouterr().err
@@ -92,3 +126,9 @@ def test_two_pictures_of_one_name(tmp_path, trained, capsys):
         (tmp_path / name).write_bytes(b"")
     assert write(trained, "x", "--images", str(tmp_path), "--text", "a") == 2
     assert "several pictures are called a" in capsys.readouterr().err
+    for name in ("b/1.jpg", "c/1.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "texts").write_text('{"b/1.jpg": "a", "c/1.jpg": "b"}')
+    assert write(trained, "x", "--images", str(tmp_path), "--texts", str(tmp_path / "texts")) == 2
+    assert "several pictures are called 1; rename them" in capsys.readouterr().err

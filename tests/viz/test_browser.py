@@ -238,6 +238,45 @@ def test_hovering_a_region_lights_the_words(open_page, record):
     assert "is seen by" in page.locator("#question").text_content()
 
 
+def test_the_lines_go_the_way_of_the_table(open_page):
+    page = open_page()
+    page.locator("#words .chip").nth(2).click()
+    page.mouse.move(0, 0)
+    drawn(page)
+    assert ink(page, "#lines") > 0
+    page.get_by_text("is seen by").click()
+    page.mouse.move(0, 0)
+    drawn(page)
+    assert page.evaluate(
+        "Array.from(currentLinks()).every(strength => strength === 0)"
+    )  # no region sees it here
+    page.get_by_text("Text → Text", exact=True).click()
+    page.mouse.move(0, 0)
+    drawn(page)
+    seen = page.evaluate("Array.from(currentLinks()).flatMap((strength, at) => strength ? [at % 5] : [])")
+    assert set(seen) == {1}  # the column of the second word
+
+
+def test_the_light_has_the_size_of_the_box(open_page, record):
+    boxes = (record.places.boxes[0], (0.0, 0.0, 39.0, 29.0), *record.places.boxes[2:])
+    places = record.places.model_copy(update={"boxes": boxes, "size": (40, 30)})
+    page = open_page(AttentionMaps(places, record.maps), picture=Image.new("RGB", (40, 30)))
+    page.locator("#regions [data-place='8']").hover()
+    drawn(page)
+    assert page.locator(".box.current").count() == 1
+    assert ink(page, "#shade") == 0
+
+
+def test_an_old_browser_is_told(browser, record, tmp_path):
+    write_page(record, GRAY, tmp_path / "page.html")
+    page = browser.new_page()
+    page.add_init_script("delete window.DecompressionStream")
+    page.goto((tmp_path / "page.html").as_uri())
+    expect(page.locator("#facts")).to_contain_text("This browser is too old for this page")
+    expect(page.locator("main")).to_be_hidden()
+    page.close()
+
+
 def test_labels_of_the_detail_say_their_direction(open_page, record):
     page = open_page()
     mean = record.maps.mean((0, 1))

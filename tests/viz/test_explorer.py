@@ -1,4 +1,5 @@
 import base64
+import errno
 import html
 import json
 import re
@@ -13,7 +14,7 @@ from PIL import Image
 
 from common.engine.attention import AttentionMaps, AttentionPlaces
 from common.engine.main import run
-from common.errors import DataError, UsageError
+from common.errors import DataError
 from tests.viz.example import example
 from viz import explorer
 
@@ -139,24 +140,26 @@ def test_another_picture(tmp_path):
 
 
 def test_a_picture_that_its_camera_turned(tmp_path):
-    # Stored 30 × 40, shown 40 × 30: maps of a user's own picture have the one size, those of data sets the other.
-    turned = Image.new("RGB", (30, 40), "blue")
-    turned.paste("red", (0, 0, 30, 20))
+    # The size does not tell it: a user's own picture is read as it is shown, one of a data set as it is stored.
+    turned = Image.new("RGB", (40, 40), "blue")
+    turned.paste("red", (0, 0, 40, 20))
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn clockwise: the top is at the right
     turned.save(tmp_path / "turned.png", exif=exif)
-    for size, corner, red in (((40, 30), (39, 15), True), ((30, 40), (15, 39), False)):
-        places = small(size=size).places
-        record = AttentionMaps(places, small().maps)
-        page = written(tmp_path, record, explorer.find_picture(str(tmp_path / "turned.png"), places))
+    for upright, right, top in ((True, True, False), (False, False, True)):
+        record = small(size=(40, 40), upright=upright)
+        page = written(tmp_path, record, explorer.find_picture(str(tmp_path / "turned.png"), record.places))
         shown = Image.open(BytesIO(base64.b64decode(data_of(page)["image"].partition(",")[2])))
-        assert shown.size == size
-        assert (shown.getpixel(corner)[0] > 200) == red
+        assert [shown.getpixel(at)[0] > 200 for at in ((38, 38), (2, 2))] == [right, top]
 
 
-def test_a_place_that_cannot_be_written(tmp_path):
-    with pytest.raises(UsageError, match=r"--out .*none/page.html: cannot be written"):
-        explorer.write_page(small(), None, tmp_path / "none/page.html")
+def test_a_disk_that_is_full(tmp_path, monkeypatch):
+    def full(path, fill):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(explorer, "replace_file", full)
+    with pytest.raises(DataError, match=r"page.html: cannot be written \(No space left on device\)"):
+        explorer.write_page(small(), None, tmp_path / "page.html")
 
 
 # The command line.
@@ -183,6 +186,20 @@ def test_the_recorded_picture_may_be_gone(tmp_path, maps, capsys):
     assert command("--attention", maps, "--out", tmp_path / "page.html") == 0
     assert data_of((tmp_path / "page.html").read_text())["image"] is None
     assert "give it with --image" in capsys.readouterr().out
+
+
+def test_what_the_page_is_made_from_is_not_overwritten(tmp_path, maps, capsys):
+    picture = tmp_path / "car.png"
+    for out in (maps, tmp_path / "../" / tmp_path.name / "small.json", picture):
+        before = out.read_bytes()
+        assert command("--attention", maps, "--image", picture, "--out", out) == 2
+        assert "would overwrite what it is made from; name another file" in capsys.readouterr().err
+        assert out.read_bytes() == before
+
+
+def test_a_folder_that_is_missing(tmp_path, maps, capsys):
+    assert command("--attention", maps, "--out", tmp_path / "none/page.html") == 2
+    assert "none/page.html: there is no folder" in capsys.readouterr().err
 
 
 def test_another_place_of_the_picture(tmp_path, maps):

@@ -10,6 +10,8 @@ from PIL import Image
 
 import vl_bert
 from common.engine.predictor import Query
+from common.engine.region_extractor import PooledFeatures
+from common.errors import CheckpointError, DataError
 from tests.vqa.world import World
 from tests.world import SPREAD
 from vqa.predict import VQAPredictor
@@ -130,6 +132,9 @@ def test_the_command(trained, queries, tmp_path, capsys):
         (("--ckpt", "nowhere.model"), 1, "nowhere.model: "),
         (("--cfg", "nowhere.yaml"), 2, "nowhere.yaml: cannot be read"),
         (("--device", "toaster"), 2, '--device: "toaster"'),
+        (("--device", "mps"), 2, "--device: mps: use cpu, cuda or cuda:N"),
+        (("--question", "\u200b"), 1, "its text is empty"),
+        (("--save", "answer.psd"), 2, "--save: answer.psd: must end in .png or .jpg"),
         (("--device", "cuda:99"), 2, "--device: cuda:99: this machine has "),
         (("--save", "answer.txt"), 2, "--save: answer.txt: must end in .png or .jpg"),
         (("--save", "nowhere/answer.png"), 2, "there is no folder nowhere"),
@@ -162,6 +167,69 @@ def test_a_checkpoint_of_another_model(trained, queries, tmp_path, capsys):
     given = ("--image", str(queries[0].image), "--question", "what ?", "--device", "cpu")
     assert trained.command("predict", *trained.model(tmp_path / "other.model"), *given) == 1
     assert "does not belong to the configured model" in capsys.readouterr().err
+
+
+class FakeExtractor:
+    """Features that a test knows."""
+
+    feature_dim = 2048
+
+    def __init__(self, whole: float) -> None:
+        self.whole = whole
+
+    def __call__(self, images, boxes):
+        return [PooledFeatures(torch.ones(len(own), 2048), torch.full((2048,), self.whole)) for own in boxes]
+
+
+def test_computed_features_are_used(trained, model, queries):
+    query = Query(queries[0].image, queries[0].text, [[1, 1, 20, 20]])
+    found = []
+    for whole in (1.0, -3.0):
+        model.extractor = FakeExtractor(whole)
+        found.append(model.encode(query.image, query.text, query.boxes))
+    model.extractor = None
+    assert found[0].places == found[1].places
+    assert not torch.allclose(
+        found[0].text, found[1].text
+    )  # every word carries the feature of the whole image
+
+
+def test_features_of_another_width(trained, model):
+    extractor = FakeExtractor(1.0)
+    extractor.feature_dim = 512
+    with pytest.raises(CheckpointError, match="computes 512 numbers for a region; the model reads 2048"):
+        VQAPredictor(
+            model.task, model.model, device=model.device, precision=model.precision, extractor=extractor
+        )
+
+
+def test_pictures_in_memory_have_numbers_as_names(model, queries):
+    with Image.open(queries[0].image) as picture:
+        many = [Query(picture, queries[0].text, queries[0].boxes)] * 18
+        found = model.encode_batch(many)
+    assert [one.places.image_id for one in found] == [f"picture {number}" for number in range(1, 19)]
+    assert {one.places.image for one in found} == {""}
+    with pytest.raises(DataError, match=r"^picture 17: its text is empty"):
+        model.encode_batch([*many[:16], Query(picture, " ", queries[0].boxes)])
+
+
+def test_the_log_does_not_stand_in_the_answer(trained, queries, capsys):
+    """A detector's or grid's warning must not spoil json that a program reads."""
+    query = queries[0]
+    given = (
+        "--image",
+        str(query.image),
+        "--question",
+        query.text,
+        "--boxes",
+        str(query.boxes),
+        "--device",
+        "cpu",
+    )
+    assert trained.command("predict", *trained.model(), *given, "--json", "--fp16") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["question"] == query.text
+    assert "bf16" in captured.err
 
 
 def test_load_finds_the_task(trained, model):

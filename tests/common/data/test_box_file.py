@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.box_file import BoxFile, boxes_of, read_boxes
+from common.data.box_file import BoxFile, boxes_of
 from common.data.coco import CLASS_NAMES, CLASS_OF_CATEGORY
 from common.data.region_json import Regions, region_record
 from common.errors import DataError
@@ -47,7 +47,7 @@ def detections():
 
 
 def found(path, name="x.jpg", size=SIZE):
-    boxes, classes, scores = read_boxes(path, name).on(size)
+    boxes, classes, scores = BoxFile(path).of(name).on(size)
     assert (boxes.dtype, classes.dtype, scores.dtype) == (torch.float32, torch.int64, torch.float32)
     return boxes.tolist(), classes.tolist(), scores.tolist()
 
@@ -65,13 +65,14 @@ def test_lists(write):
 
 
 def test_arrays_and_tensors():
-    for value in (np.array([[1, 2, 3, 4]]), torch.tensor([[1.0, 2, 3, 4]]), ((1, 2, 3, 4),)):
+    row = np.array([1, 2, 3, 4])
+    for value in (row[None], torch.tensor([[1.0, 2, 3, 4]]), ((1, 2, 3, 4),), [row], [tuple(row)]):
         assert boxes_of(value, "mine").on(SIZE).boxes.tolist() == [[1, 2, 3, 4]]
 
 
-def region_file(columns=81):
-    classes = torch.zeros(2, columns)
-    classes[0, CAR], classes[1, 0] = 0.75, 1
+def region_file(columns=81, score=0.75, others=0):
+    classes = torch.full((2, columns), float(others))
+    classes[0, CAR], classes[1, 0] = score, 1
     boxes = torch.tensor([[1.0, 2, 3, 4], [0, 0, 5, 5]])
     return region_record(9, Regions(boxes, torch.ones(2, 6), torch.ones(6), SIZE, classes))
 
@@ -79,21 +80,21 @@ def region_file(columns=81):
 def test_region_files(write):
     path = write(region_file())
     assert found(path) == ([[1, 2, 3, 4], [0, 0, 5, 5]], [CAR, 0], [0.75, 1])
-    assert read_boxes(path, "x.jpg").features is None
-    given = BoxFile(path, feature_dim=6).of("x.jpg")
+    assert BoxFile(path).of("x.jpg").features is None
+    given = BoxFile(path).of("x.jpg", feature_dim=6)
     assert (given.features.shape, given.image_feature.shape) == ((2, 6), (6,))
     assert found(write(region_file(1601)))[1] == [0, 0]  # other classes than COCO's
     with pytest.raises(DataError, match=r"of a picture of \(100, 50\) pixels .* the picture has \(50, 100\)"):
         found(path, size=(50, 100))
     with pytest.raises(DataError, match="image_box_feature holds 24 bytes; expected 1 x 7"):
-        BoxFile(path, feature_dim=7).of("x.jpg")
+        BoxFile(path).of("x.jpg", feature_dim=7)
 
 
 def test_annotations_of_coco(write, caplog):
     path = write(instances())
-    assert found(path) == ([[10, 20, 39, 24], [1, 2, 3, 5]], [BALL, 0], [1, 1])
+    assert found(path) == ([[10, 20, 40, 25], [1, 2, 4, 6]], [BALL, 0], [1, 1])
     assert "1 categories are not of COCO's 80, their boxes have no class: helmet" in caplog.messages[0]
-    assert found(path, "y.jpg")[0] == [[0, 0, 0, 0]]
+    assert found(path, "y.jpg")[0] == [[0, 0, 0.5, 1]]
     assert not BoxFile(path).single
     with pytest.raises(DataError, match=r"b\.json: has no image with the file_name z\.jpg"):
         found(path, "z.jpg")
@@ -106,14 +107,24 @@ def test_annotations_of_coco(write, caplog):
 def test_detections_of_coco(write):
     path = write(detections())
     assert found(path, "COCO_val2014_000000000009.jpg") == (
-        [[1, 2, 3, 5], [0, 0, 1, 1]],
+        [[1, 2, 4, 6], [0, 0, 2, 2]],
         [BALL, CAR],
         [0.75, 0.25],
     )
-    assert found(path, "4.png")[0] == [[1, 1, 2, 2]]
+    assert found(path, "4.png")[0] == [[1, 1, 3, 3]]
     assert found(path, "5.png")[0] == []
     with pytest.raises(DataError, match=r"x\.jpg does not end in one"):
         found(path)
+
+
+def test_boxes_of_coco_up_to_the_edge(write, caplog):
+    path = write([{"image_id": 9, "bbox": [90, 40.5, 10.01, 9.5]}])
+    assert found(path, "9.jpg")[0] == [[90, 40.5, 99, 49]]
+    assert caplog.messages == []
+
+
+def test_names_of_many_digits(write):
+    assert found(write(detections()), f"{10**24}.jpg")[0] == []
 
 
 def test_numbers_of_coco_are_classes_of_ours():
@@ -136,8 +147,8 @@ def test_a_folder_or_an_archive_has_a_file_for_each_picture(write, tmp_path):
 
 
 def test_boxes_beyond_the_picture_are_cut_off(write, caplog):
-    path = write([[-0.5, 0, 100, 50], [-5, 10, 20, 80], [1, 1, 2, 2]])
-    assert found(path)[0] == [[0, 0, 99, 49], [0, 10, 20, 49], [1, 1, 2, 2]]
+    path = write([[-0.5, 0, 100.01, 50], [-2, 10, 20, 30], [1, 1, 2, 2]])
+    assert found(path)[0] == [[0, 0, 99, 49], [0, 10, 20, 30], [1, 1, 2, 2]]
     assert caplog.messages == [f"{path}: 1 boxes reach beyond the picture of 100 x 50 pixels: cut off"]
 
 
@@ -152,6 +163,12 @@ def test_boxes_beyond_the_picture_are_cut_off(write, caplog):
         ([[1, 2, 3, 4], [1, 2, 3]], r"box 1 is \[1, 2, 3\]; expected four numbers"),
         ([[1, 2, 3, "x"]], "box 0 is .*; expected four numbers"),
         ([1, 2, 3, 4], "box 0 is 1; expected four numbers"),
+        ([["1", "2", "3", "4"]], "box 0 is .*; expected four numbers"),
+        ([[1, 2, 3, 4], [0, 0, True, True]], r"box 1 is \[0, 0, True, True\]; expected four numbers"),
+        ([[0, 0, 1, 10**400]], "box 0 is .*; expected four numbers"),
+        ([[0, 0, 1, [2]]], "box 0 is .*; expected four numbers"),
+        (region_file(score=1.5), "box 0 has the class score 1.5; expected 0 to 1"),
+        (region_file(score=-0.5, others=-1), "box 0 has the class score -0.5; expected 0 to 1"),
         ("[[0, 0, 1, 1], [0, NaN, 1, 1]]", "box 1, .*, is not finite"),
         ("[[0, 0, 1, Infinity]]", "box 0, .*, is not finite"),
         ([[0, 0, 1, 1], [9, 0, 8, 1]], "box 1, .*, is empty"),
@@ -173,6 +190,15 @@ def test_boxes_beyond_the_picture_are_cut_off(write, caplog):
             instances(annotations=[{"image_id": 9, "bbox": [0, 0, 0, 1]}]),
             "image 9: box 0 is 0.0 wide .* empty",
         ),
+        ('[{"image_id": 9, "bbox": [0, 0, 1, "1"]}]', r"0\.bbox\.3: Input should be a valid number"),
+        ('[{"image_id": 9, "bbox": [0, 0, 1, true]}]', r"0\.bbox\.3: Input should be a valid number"),
+        (
+            '[{"image_id": 9, "bbox": [0, 0, 1, 1]}, {"image_id": 9, "bbox": [0, 0, 1, 1], "score": 1.5}]',
+            r"1\.score: Input should be less than or equal to 1",
+        ),
+        ('[{"image_id": 9, "bbox": [0, 0, 1, 1], "score": -1}]', r"0\.score: Input should be greater"),
+        ('[{"image_id": 9, "bbox": [0, 0, 1, 1], "score": NaN}]', r"0\.score: Input should be a finite"),
+        (f'[{{"image_id": {10**30}, "bbox": [0, 0, 1, 1]}}]', r"0\.image_id: Input should be less than"),
         ('[{"image_id": 9, "bbox": [0, 0, NaN, 1]}]', r"0\.bbox\.2: Input should be a finite number"),
     ],
 )

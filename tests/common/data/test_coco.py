@@ -86,6 +86,7 @@ def test_what_is_not_there(write, number):
         ({"images": IMAGES, "annotations": [{**ANNOTATIONS[0], "id": "7"}]}, r"annotations\.0\.id"),
         ({"images": IMAGES, "annotations": ANNOTATIONS[:1] * 2}, "annotation 7 stands twice"),
         ({"images": IMAGES, "categories": [{"id": 5}, {"id": 5}]}, "category 5 stands twice"),
+        ({"images": IMAGES, "categories": [{"id": 10**30}]}, r"categories\.0\.id: Input should be less than"),
         ([], "should be an object"),
     ],
 )

@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from common.data.box_file import BoxFile
 from common.data.found import FoundRegions
 from common.data.region_json import Regions, region_record
-from common.engine.box_flags import add_box_flags, finder_from_flags
+from common.engine.box_flags import add_box_flags, boxes_from_flags, finder_from_flags
 from common.engine.boxes import GRID, GridFinder, regions_of
 from common.errors import UsageError
 
@@ -50,12 +51,38 @@ def test_regions_of_all_sources(tmp_path):
         assert regions_of(source, "x", size)[1].tolist() == [0]
 
 
+def test_an_open_file_is_read_once(tmp_path):
+    path = tmp_path / "coco.json"
+    path.write_text(
+        json.dumps([{"image_id": 9, "bbox": [1, 2, 2, 2]}, {"image_id": 4, "bbox": [1, 1, 1, 1]}])
+    )
+    opened = BoxFile(str(path))
+    path.unlink()
+    for name, box in (("in/9.png", [1, 2, 3, 4]), ("4.png", [1, 1, 2, 2])):
+        assert regions_of(opened, name, (10, 10))[0].boxes.tolist() == [box]
+
+
+def test_the_boxes_of_one_picture_are_not_for_several(tmp_path):
+    parser = argparse.ArgumentParser()
+    add_box_flags(parser)
+    (tmp_path / "x.json").write_text("[[1, 2, 3, 4]]")
+    args = parser.parse_args(["--boxes", str(tmp_path / "x.json")])
+    assert boxes_from_flags(args, 1).single
+    with pytest.raises(
+        UsageError, match=r"--boxes .*x\.json: holds the boxes of one picture; for several, give"
+    ):
+        boxes_from_flags(args, 2)
+    assert not boxes_from_flags(parser.parse_args(["--boxes", str(tmp_path)]), 2).single
+    assert boxes_from_flags(parser.parse_args([]), 2) is None
+
+
 def test_a_region_file_brings_its_features(tmp_path):
     stored = Regions(torch.tensor([[1.0, 2, 3, 4]]), torch.ones(1, 6), torch.zeros(6), (10, 10), None)
     (tmp_path / "x.json").write_text(json.dumps(region_record("x", stored)))
     regions, _ = regions_of(tmp_path / "x.json", "x.png", (10, 10), 6)
     assert (regions.features.tolist(), regions.image_feature.tolist()) == ([[1.0] * 6], [0.0] * 6)
     assert regions_of(tmp_path / "x.json", "x.png", (10, 10), None)[0].features is None
+    assert regions_of(BoxFile(str(tmp_path)), "x.png", (10, 10), 6)[0].features.tolist() == [[1.0] * 6]
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import errno
+import json
 import logging
 import zipfile
 from functools import partial
@@ -226,6 +228,33 @@ def test_numbers_that_cannot_be_stored(folder, tmp_path):
     broken = Recipe(partial(Colours, scale=np.nan), Corner, classes=False)
     with pytest.raises(DataError, match=r"p_000\.png: its features are not finite; are the weights right"):
         work(folder, recipe=broken).to_folder(tmp_path / "out")
+
+
+def test_names_of_many_digits(folder, tmp_path):
+    digits = "9" * 24
+    (folder / "p_003.png").rename(folder / f"{digits}.png")
+    work(folder, pictures={digits: f"{folder}/{digits}.png", "7": f"{folder}/p_002.png"}).to_folder(
+        tmp_path / "out"
+    )
+    ids = {path.stem: json.loads(path.read_text())["image_id"] for path in (tmp_path / "out").iterdir()}
+    assert ids == {digits: digits, "7": 7}
+
+
+def test_other_errors_are_not_those_of_the_folder(tmp_path):
+    for error in (BlockingIOError("no process"), OSError("no memory")):
+        with pytest.raises(type(error), match=str(error)), extraction._open_folder(tmp_path / "out"):
+            raise error
+
+
+def test_a_file_that_cannot_be_written(folder, tmp_path, monkeypatch):
+    def full(path, fill):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(extraction, "replace_file", full)
+    with pytest.raises(
+        DataError, match=r"p_000\.json: cannot be written \(No space .*the same command continues"
+    ):
+        work(folder).to_folder(tmp_path / "out")
 
 
 def test_two_processes_do_not_write_one_folder(folder, tmp_path):

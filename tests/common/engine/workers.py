@@ -6,6 +6,9 @@ import logging
 import os
 import signal
 import time
+from pathlib import Path
+
+import torch
 
 from common.errors import DataError
 
@@ -29,3 +32,27 @@ class Squares:
 
 def fails(device):
     raise DataError(f"nothing works on {device}")
+
+
+def interrupted(device):
+    """Makes a worker that gets a Ctrl-C, and tells how many threads it may use; 0 if it heard it."""
+
+    def work(piece):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        except KeyboardInterrupt:
+            return 0
+        return torch.get_num_threads()
+
+    return work
+
+
+def endless(device):
+    """Makes a worker that writes a file of its name, its process, into the folder that it gets, and stays."""
+
+    def work(folder):
+        (Path(folder) / str(os.getpid())).touch()
+        time.sleep(600)
+
+    return work
