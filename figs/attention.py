@@ -188,7 +188,7 @@ def draw_attention(
             _draw_text(sheet, (x, below), flow(look, width), look)
         asked = "answer, read at [MASK]," if any(look.answer for look in looks) else "word"
         note = f"share of its attention that the marked {asked} gives to each region; "
-        note += f"layer {head[0] + 1}, head {head[1] + 1}"
+        note += f"layer {head[0]}, head {head[1]} (counted from 0)"
         sheet.text(margin, below + LINE * lines + 12, note, size=SMALL, color=MUTED, va="center")
 
 
@@ -250,7 +250,7 @@ def look_at(
 
 
 def choose_head(looks: Sequence[Look], layer: int | None, head: int | None) -> tuple[int, int]:
-    """Returns layer and head from 0 that `--layer` and `--head` name, from 1, or `telling_head`.
+    """Returns the layer and the head that `--layer` and `--head` name, or `telling_head`.
 
     Raises:
         UsageError: only one is given, or the model has no such one.
@@ -260,11 +260,11 @@ def choose_head(looks: Sequence[Look], layer: int | None, head: int | None) -> t
         raise UsageError("--layer and --head: give both, or none of them")
     if layer is None or head is None:
         return telling_head(looks)
-    if not (1 <= layer <= layers and 1 <= head <= heads):
+    if not (0 <= layer < layers and 0 <= head < heads):
         raise UsageError(
-            f"--layer {layer} --head {head}: the model has layers 1 to {layers}, heads 1 to {heads}"
+            f"--layer {layer} --head {head}: the model has layers 0 to {layers - 1}, heads 0 to {heads - 1}"
         )
-    return layer - 1, head - 1
+    return layer, head
 
 
 def main() -> None:
@@ -277,9 +277,9 @@ def main() -> None:
     )
     flags.add_argument("--words", default="", help="words to show, with commas between them")
     flags.add_argument(
-        "--layer", type=int, help="layer, from 1 (default: where words differ most in what they look at)"
+        "--layer", type=int, help="layer, from 0 (default: where words differ most in what they look at)"
     )
-    flags.add_argument("--head", type=int, help="head of it, from 1")
+    flags.add_argument("--head", type=int, help="head of it, from 0")
     out_flag(flags, "attention.png")
     args = flags.parse_args()
     check_name(args.out)

@@ -74,11 +74,11 @@ def test_the_head_that_tells_words_apart():
 def test_layer_and_head():
     one = [look([[[0.1], [0.2]], [[0.3], [0.1]]])]
     assert choose_head(one, None, None) == (1, 0)
-    assert choose_head(one, 1, 2) == (0, 1)
+    assert choose_head(one, 0, 1) == (0, 1)
     with pytest.raises(UsageError, match="give both, or none"):
         choose_head(one, 1, None)
-    for layer, head in ((0, 1), (3, 1), (1, 3)):
-        with pytest.raises(UsageError, match="layers 1 to 2, heads 1 to 2"):
+    for layer, head in ((-1, 1), (2, 1), (1, 2)):
+        with pytest.raises(UsageError, match="layers 0 to 1, heads 0 to 1"):
             choose_head(one, layer, head)
 
 
@@ -141,7 +141,7 @@ def test_a_panel_for_each_text(command, tmp_path, monkeypatch):
     drawn = []
     plain = attention.draw_attention
     monkeypatch.setattr(attention, "draw_attention", lambda *given: drawn.append(given) or plain(*given))
-    assert command("--text", "how many", "--text", "what", "--layer", "1", "--head", "2") == 0
+    assert command("--text", "how many", "--text", "what", "--layer", "0", "--head", "1") == 0
     ((image, boxes, looks, head, _),) = drawn
     assert image.size == (40, 20)
     assert boxes.tolist() == [[0, 0, 9, 9], [10, 0, 19, 9]]
