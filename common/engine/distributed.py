@@ -6,6 +6,7 @@ Sources: train_eval spec, sections 2.2 and 5; `GPUS` as in the design's table of
 
 from __future__ import annotations
 
+import gc
 import inspect
 import logging
 import os
@@ -170,6 +171,8 @@ def init(environ: MutableMapping[str, str]) -> torch.device:
 def destroy() -> None:
     """Leaves the process group."""
     if is_distributed():
+        # A model in a reference cycle would keep the group, whose threads end the process when they outlive it.
+        gc.collect()
         dist.destroy_process_group()
 
 
