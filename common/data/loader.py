@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
@@ -113,5 +114,7 @@ def build_loader(
         collate_fn=PartsCollator(batch_type, limits),
         pin_memory=pin_memory and torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
+        # Python 3.14 would start them from a server that a signal to the process group ends, and copy the data sets.
+        multiprocessing_context="fork" if num_workers > 0 and sys.platform == "linux" else None,
         generator=torch.Generator(),
     )

@@ -328,16 +328,20 @@ class Checkpointing(Callback):
 
     def _save(self, trainer: Trainer, paths: Sequence[Path], epoch_ended: bool = False) -> None:
         """Writes the first file and links the others to it. Collective."""
-        with trainer.watchdog.excused():
-            trainer.notify("on_save")
-            state = {**trainer.state_dict(epoch_ended), **self._extra}
-            if distributed.is_main():
-                # Only what this process wrote: a file found may be damaged, and its predecessor the one in use.
-                if self._latest in paths and self._wrote_latest:
-                    checkpoint.link(self._latest, checkpoint.previous_file(self._folder, self._prefix))
-                checkpoint.write(state, paths[0])
-                for path in paths[1:]:
-                    checkpoint.link(paths[0], path)
-                self._wrote_latest |= self._latest in paths
-                checkpoint.prune(self._folder, self._prefix, self._config.CHECKPOINT_KEEP, trainer.epoch)
-            distributed.barrier()  # what follows may read the files
+        trainer.notify("on_save")
+        state = {**trainer.state_dict(epoch_ended), **self._extra}
+        if distributed.is_main():
+            with trainer.watchdog.excused():
+                self._write(state, paths, trainer.epoch)
+        trainer.watchdog.beat("writing a checkpoint")
+        distributed.barrier()  # what follows may read the files
+
+    def _write(self, state: Mapping[str, Any], paths: Sequence[Path], epoch: int) -> None:
+        # Only what this process wrote: a file found may be damaged, and its predecessor the one in use.
+        if self._latest in paths and self._wrote_latest:
+            checkpoint.link(self._latest, checkpoint.previous_file(self._folder, self._prefix))
+        checkpoint.write(state, paths[0])
+        for path in paths[1:]:
+            checkpoint.link(paths[0], path)
+        self._wrote_latest |= self._latest in paths
+        checkpoint.prune(self._folder, self._prefix, self._config.CHECKPOINT_KEEP, epoch)

@@ -27,8 +27,8 @@ _NO_STORE = "the process that keeps the store (torchrun or rank 0) does not answ
 class Watchdog:
     """A thread of every process that publishes how far it is, and reads the others when its own does not move.
 
-    Whoever waits is further than who is waited for, so the one that is least far has stalled. With a single
-    process it does nothing.
+    Whoever waits is further than who is waited for, so the one that is least far has stalled, unless it is excused.
+    One that does not even publish any more has stalled whatever it was at. With a single process it does nothing.
 
     Args:
         seconds: `STALL_SECONDS`; 0 turns it off.
@@ -44,7 +44,7 @@ class Watchdog:
         # The first step may load, compile and tune.
         self._excused, self._patient = 1, True
         self._stop = threading.Event()
-        self._looked = self._since
+        self._looks = 0
         self._threads = [
             threading.Thread(target=target, name="watchdog", daemon=True)
             for target in (self._watch, self._watch_store)
@@ -59,7 +59,7 @@ class Watchdog:
             store = TCPStore(host, port, is_master=False, timeout=limit)
             # torchrun keeps its store when it starts the processes anew.
             self._store = PrefixStore(f"watchdog/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '')}", store)
-            self._publish(0.0)
+            self._publish()
             for thread in self._threads:
                 thread.start()
         return self
@@ -89,12 +89,10 @@ class Watchdog:
         if self._patient:
             self._patient = False
             self._excused -= 1
-            if self._seconds:
-                self._publish(0.0)  # a process that freezes now has to be found as well
 
     @contextmanager
     def excused(self) -> Iterator[None]:
-        """Allows what is done inside any time, as for writing a large file."""
+        """Allows what is done inside any time, as for writing a large file; nothing inside waits for other ranks."""
         self._excused += 1
         try:
             yield
@@ -103,13 +101,13 @@ class Watchdog:
             self._since = time.monotonic()
 
     def _waited(self) -> float:
-        return 0.0 if self._excused else time.monotonic() - self._since
+        return time.monotonic() - self._since
 
     def _watch(self) -> None:
         while not self._stop.wait(self._seconds / 8):
-            waited, self._looked = self._waited(), time.monotonic()
+            waited, self._looks = self._waited(), self._looks + 1
             try:
-                self._publish(waited)
+                self._publish()
                 stalled = self._stalled() if waited > self._seconds / 2 else ""
             except (RuntimeError, ValueError):
                 stalled = _NO_STORE
@@ -118,20 +116,24 @@ class Watchdog:
 
     def _watch_store(self) -> None:
         """Notices that the other thread waits for a store which is frozen: no timeout of its own covers that."""
+        looks = silent = 0
         while not self._stop.wait(self._seconds / 8):
-            if self._waited() > self._seconds and time.monotonic() - self._looked > self._seconds / 2:
+            silent = silent + 1 if looks == self._looks else 0
+            looks = self._looks
+            if silent > 4 and self._waited() > self._seconds:
                 self._report(_NO_STORE)
 
     def _report(self, stalled: str) -> None:
         if not self._stop.is_set():
             self._end(f"no progress for more than {self._seconds:g} s (STALL_SECONDS): {stalled}")
 
-    def _publish(self, waited: float) -> None:
-        state = [self._place, round(waited, 3), self._what, bool(self._excused)]
+    def _publish(self) -> None:
+        # Never twice the same: that is how the others know that this process lives.
+        state = [self._place, round(self._waited(), 3), self._what, bool(self._excused), self._looks]
         self._store.set(str(distributed.rank()), json.dumps(state))
 
     def _stalled(self) -> str:
-        """Names the least far ranks if none of them moves or is excused."""
+        """Names the least far ranks if none of them moves or is excused, before others those that publish nothing."""
         ranks = range(distributed.world_size())
         if not self._store.check([str(rank) for rank in ranks]):
             return ""  # a process has not come to its loop yet
@@ -143,15 +145,12 @@ class Watchdog:
             if self._seen.get(rank, ("", 0.0))[0] != text:
                 self._seen[rank] = text, now
         first = min(state[0] for state in states.values())
-        behind = {rank: state for rank, state in states.items() if state[0] == first}
-        # A process that is frozen as a whole publishes nothing new.
-        frozen = {rank for rank in behind if now - self._seen[rank][1] > self._seconds / 3}
-        moving = [
-            rank
-            for rank, (_, waited, _, excused) in behind.items()
-            if excused or (waited <= self._seconds / 2 and rank not in frozen)
-        ]
-        return "" if moving else ", ".join(f"rank {rank} stalled after {behind[rank][2]}" for rank in behind)
+        behind = {rank for rank, state in states.items() if state[0] == first}
+        # A process that is frozen as a whole, or whose machine is gone, publishes nothing new.
+        frozen = {rank for rank in ranks if now - self._seen[rank][1] > self._seconds / 3}
+        moving = any(states[rank][3] or states[rank][1] <= self._seconds / 2 for rank in behind)
+        stalled = behind & frozen or (set() if moving else frozen or behind)
+        return ", ".join(f"rank {rank} stalled after {states[rank][2]}" for rank in sorted(stalled))
 
 
 def _end(message: str) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.dist
 
 
 def ip(*arguments):
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def hosts():
             try:
                 ip("netns", "add", name)
             except subprocess.CalledProcessError as error:
-                pytest.skip(f"this machine makes no network namespaces: {error.stderr.decode()}")
+                pytest.skip(f"this machine makes no network namespaces: {error.stderr}")
             made.append(name)
         ip(
             "link",
@@ -125,9 +126,11 @@ def test_a_machine_that_vanishes_ends_the_others(hosts, world, tmp_path, seconds
         assert [run.wait(60) for run in runs] == [1, 1]
         assert seconds < time.monotonic() - cut < 60
     finally:
+        for host, run in zip(hosts, runs, strict=True):
+            for pid in ip("netns", "pids", host).split():  # the ranks as well, which would train on
+                os.kill(int(pid), signal.SIGKILL)
+            run.wait()
         ip("-n", hosts[1], "link", "set", "cable", "up")
-        for run in runs:
-            run.kill()
     head = f"error: no progress for more than {seconds} s (STALL_SECONDS): "
     for rank, says in enumerate(("rank 1 stalled after", "the process that keeps the store")):
         lines = (tmp_path / f"{rank}.err").read_text().splitlines()

@@ -1,4 +1,5 @@
 import multiprocessing
+import sys
 
 import numpy as np
 import pytest
@@ -39,10 +40,10 @@ class Squares(VisualLinguisticDataset[Sample]):
         )
 
 
-def loader(num_workers, bad=(), start="fork"):
+def loader(num_workers, bad=(), start=None):
     batches = EpochBatches(7, 2, shuffle=True, seed=3)
     built = build_loader([Squares(bad)], batches, batch_type=Batch, num_workers=num_workers, pin_memory=True)
-    if num_workers:
+    if start:
         built.multiprocessing_context = start
     return built, batches
 
@@ -58,7 +59,7 @@ def epochs(num_workers, **options):
     return found
 
 
-@pytest.mark.parametrize(("num_workers", "start"), [(2, "fork"), (1, "spawn")])
+@pytest.mark.parametrize(("num_workers", "start"), [(2, None), (1, "spawn")])
 def test_workers_change_nothing(num_workers, start):
     alone = epochs(0)
     assert epochs(num_workers, start=start) == alone
@@ -72,6 +73,15 @@ def test_a_worker_error_arrives_as_it_was_raised(num_workers):
     with pytest.raises(DataError) as caught:
         list(built)
     assert str(caught.value) == "Squares item 5 (record square-5): s.jpg: gone"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a fork is not safe")
+def test_workers_are_forked_whatever_python_would_do(monkeypatch):
+    others = multiprocessing.get_context("forkserver")
+    monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", others)
+    built, _ = loader(1)
+    iter(built).__next__()
+    assert [worker._start_method for worker in built._iterator._workers] == ["fork"]
 
 
 def test_workers_of_a_failed_loader_end_with_it():

@@ -1,9 +1,14 @@
 import contextlib
+import tempfile
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from common.config import ExperimentConfig
 from common.engine import distributed
+from common.engine.callbacks import Checkpointing, ValidationMonitor
 from common.engine.watchdog import Watchdog
 from tests.common.engine.processes import run_distributed
 
@@ -62,15 +67,35 @@ def has_more_parts(rank, watchdog):
     time.sleep(1.6 * rank)
 
 
+def vanishes(rank, watchdog):
+    """The machine of rank 1 is gone at a moment when both may take any time."""
+    watchdog._publish()
+    if rank == 1:
+        watchdog._publish = lambda: None
+    with watchdog.excused():
+        time.sleep(2)
+
+
+def saves(rank, watchdog):
+    """Rank 0 waits for rank 1 as soon as it has written a checkpoint."""
+    time.sleep(1.6 * rank)
+    monitor = ValidationMonitor(dict, "Acc")
+    checkpointing = Checkpointing(Path(tempfile.mkdtemp()), ExperimentConfig(), monitor, {})
+    checkpointing.on_stop(
+        SimpleNamespace(watchdog=watchdog, epoch=0, state_dict=lambda ended: {}, notify=lambda hook: None)
+    )
+
+
 def everything():
-    return [watched(stall) for stall in (sleeps, works, writes, has_fewer, has_more_parts)]
+    return [watched(stall) for stall in (sleeps, works, writes, has_fewer, has_more_parts, vanishes, saves)]
 
 
 @pytest.mark.dist
 def test_who_has_stalled(tmp_path):
     said = run_distributed(everything, tmp_path)
     stalled = "no progress for more than 0.8 s (STALL_SECONDS): rank 1 stalled after "
-    assert said[0] == [[stalled + "a step"], [], [], [stalled + "a batch"], [stalled + "a part"]]
+    step = [stalled + "a step"]
+    assert said[0] == [step, [], [], [stalled + "a batch"], [stalled + "a part"], step, step]
 
 
 def test_a_single_process_needs_none():
