@@ -89,6 +89,8 @@ class Watchdog:
         if self._patient:
             self._patient = False
             self._excused -= 1
+            if self._seconds:
+                self._publish()  # who freezes right after it is known to be past the start
 
     @contextmanager
     def excused(self) -> Iterator[None]:
