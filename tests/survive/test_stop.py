@@ -13,7 +13,7 @@ import torch
 
 from common.modeling.pretrained import read_weights
 from tests.survive.runs import Kill, folder, printed, train
-from tests.survive.test_kill import KILLED, assert_same_end, whole_run
+from tests.survive.test_kill import KILLED, assert_same_end
 
 
 def place(world, name="toy-latest.model"):
@@ -31,8 +31,8 @@ def test_a_signal_saves_at_the_end_of_the_update(world, number, status):
     assert f"stopped by {number.name}" in printed(world)
 
 
-def test_a_stopped_run_ends_like_any_other(new_world):
-    whole, _ = whole_run(new_world, 1)
+def test_a_stopped_run_ends_like_any_other(new_world, whole_run):
+    whole, _ = whole_run(1)
     world = new_world("stopped")
     for kill in (Kill("batch", 2), Kill("validation", 1), Kill("batch", 3)):
         assert train(world, kill=kill._replace(number=signal.SIGTERM))[0] == [75]
@@ -48,8 +48,8 @@ def test_a_signal_in_the_validation_does_not_wait_for_its_end(world):
 
 
 @pytest.mark.dist
-def test_a_signal_to_one_rank_stops_all_of_them_at_one_place(new_world):
-    whole, _ = whole_run(new_world, 2)
+def test_a_signal_to_one_rank_stops_all_of_them_at_one_place(new_world, whole_run):
+    whole, _ = whole_run(2)
     world = new_world("stopped")
     assert train(world, kill=Kill("batch", 2, 1, signal.SIGTERM), ranks=2)[0] == [75, 75]
     # Rank 0 learns of it one update late.
@@ -117,8 +117,8 @@ def flip(path):
         lambda path: path.write_text("not a checkpoint"),
     ],
 )
-def test_a_damaged_state_is_passed_over(new_world, spoil):
-    whole, _ = whole_run(new_world, 1)
+def test_a_damaged_state_is_passed_over(new_world, whole_run, spoil):
+    whole, _ = whole_run(1)
     world = new_world("damaged")
     assert train(world, kill=Kill("batch", 11))[0] == [KILLED]
     assert (place(world), place(world, "toy-previous.model")) == ((0, 8), (0, 4))
@@ -160,8 +160,8 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_full_disk_leaves_the_last_good_state(new_world, small_disk):
-    whole, _ = whole_run(new_world, 1)
+def test_a_full_disk_leaves_the_last_good_state(new_world, whole_run, small_disk):
+    whole, _ = whole_run(1)
     world = new_world("full")
     size = (folder(whole) / "toy-latest.model").stat().st_size
     world.out = small_disk / "out"
