@@ -5,7 +5,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 [[ $# -ge 7 ]] || die "usage: $0 NUM_NODES NODE_RANK MASTER_ADDRESS PROCESSES_PER_NODE SCRIPT CFG MODEL_DIR [...]" 2
 check_number NUM_NODES "$1" 1
-check_number NODE_RANK "$2" 0 "$(($1 - 1))"
+check_number NODE_RANK "$2" 0 "$((10#$1 - 1))"
 check_number PROCESSES_PER_NODE "$4" 1
 check_files "$5" "$6"
 check_number MASTER_PORT "${MASTER_PORT:-1}" 1 65535

@@ -13,8 +13,9 @@ export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun no longer takes it fr
 srun --kill-on-bad-exit=0 --wait=60 "$@"
 status=$?
 
-# A job that was cancelled or has run out of its time is not RUNNING any more.
-if [[ $status -eq 75 && $(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T) == RUNNING ]]; then
+# 138: SIGUSR1 came before the run could take it, so there is nothing to save. A job that was cancelled or has run out
+# of its time is not RUNNING any more.
+if [[ $status =~ ^(75|138)$ && $(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T) == RUNNING ]]; then
   echo "job $SLURM_JOB_ID: saved; queued again"
   scontrol requeue "$SLURM_JOB_ID"
 fi

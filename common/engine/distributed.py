@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from common.errors import UsageError
@@ -154,7 +155,7 @@ def init(environ: MutableMapping[str, str]) -> torch.device:
     environ.update({name: default for name, default in _DEFAULTS.items() if not environ[name]})
     local_rank = int(environ.get("LOCAL_RANK") or 0)
     if not torch.cuda.is_available():
-        dist.init_process_group("gloo")
+        _meet("gloo", environ)
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise UsageError(
@@ -164,8 +165,26 @@ def init(environ: MutableMapping[str, str]) -> torch.device:
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     # Objects travel through gloo, tensors through nccl.
-    dist.init_process_group("cpu:gloo,cuda:nccl")
+    _meet("cpu:gloo,cuda:nccl", environ)
     return device
+
+
+def _meet(backend: str, environ: Mapping[str, str]) -> None:
+    place = environ["MASTER_ADDR"], int(environ["MASTER_PORT"])
+    attempt = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        if attempt == "0" or environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            dist.init_process_group(backend)
+            return
+        # torchrun's store still has the addresses of the processes before the restart.
+        store = PrefixStore(f"attempt/{attempt}", TCPStore(*place, is_master=False))
+        rank, size = int(environ["RANK"]), int(environ["WORLD_SIZE"])
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    except dist.DistNetworkError as error:
+        raise UsageError(
+            f"MASTER_ADDR {place[0]}, MASTER_PORT {place[1]}: the processes cannot meet there; choose another port, "
+            f"the same for all ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def destroy() -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from common.batch import Batch
 from common.data.loader import BatchLoader
@@ -30,13 +30,17 @@ SAME_KEYPRESS = 1.0
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
     """A signal ended the run; what it had done is saved.
 
+    Args:
+        number: the signal.
+        goes_on: whether the same command, started again, goes on where it was.
+
     Attributes:
         exit_status: status of the process.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, goes_on: bool = True) -> None:
         super().__init__(signal.Signals(number).name)
-        self.exit_status = INTERRUPT_STATUS if number == signal.SIGINT else REQUEUE_STATUS
+        self.exit_status = REQUEUE_STATUS if goes_on and number != signal.SIGINT else 128 + number
 
 
 class StopRequest:
@@ -45,12 +49,17 @@ class StopRequest:
     Outside of `deferred` there is nothing to save and they end the run at once. Inside they are noted, until the
     run comes to `check`; only a second SIGINT ends it unsaved.
 
+    Args:
+        goes_on: whether the same command, started again, goes on where it was.
+
     Attributes:
         asked: the signal that came, 0 without one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, goes_on: bool = True) -> None:
         self.asked = 0
+        self._goes_on = goes_on
+        self._ends = False
         self._since = 0.0
         self._deferred = False
         self._agree = distributed.DelayedMax()
@@ -78,8 +87,10 @@ class StopRequest:
         again = self.asked and time.monotonic() - self._since > SAME_KEYPRESS
         if number == signal.SIGINT and (again or not self._deferred):
             raise KeyboardInterrupt
+        if self._ends:
+            return  # it is ending
         if not self._deferred:
-            raise Stopped(number)
+            self._end(number)
         if not self.asked:
             self.asked, self._since = number, time.monotonic()
 
@@ -92,12 +103,16 @@ class StopRequest:
             Stopped: on all ranks in the same call.
         """
         if number := self._agree(self.asked):
-            raise Stopped(number)
+            self._end(number)
 
     def check_now(self) -> None:
         """As `check`, but waits for all ranks and knows at once."""
         if number := max(distributed.gather_objects(self.asked)):
-            raise Stopped(number)
+            self._end(number)
+
+    def _end(self, number: int) -> NoReturn:
+        self._ends = True
+        raise Stopped(number, self._goes_on)
 
 
 class Interruptible:

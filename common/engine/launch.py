@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -33,6 +33,7 @@ _FORWARDED = {
     signal.SIGHUP: signal.SIGTERM,
 }
 _INTERRUPT_STATUS = 128 + signal.SIGINT
+_STOPPED = (os.EX_TEMPFAIL, _INTERRUPT_STATUS)
 _SIOCGIFADDR = 0x8915
 
 
@@ -83,9 +84,13 @@ def launch(argv: Sequence[str]) -> int:
     unless the signal was passed on by us before the process could take it: then it is 75 (130 for SIGINT), as if
     it had.
     """
+    asked: list[int] = []
+    folder = tempfile.TemporaryDirectory(prefix="launch-")
+    _forward_signals(asked, folder)  # first of all: imports take seconds
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    _never_restart_what_was_stopped(asked)
     args = torchrun.get_args_parser().parse_args(argv)
     if (
         args.nnodes != "1"
@@ -94,9 +99,6 @@ def launch(argv: Sequence[str]) -> int:
     ):
         os.environ["GLOO_SOCKET_IFNAME"] = name
     logging.disable(logging.ERROR)  # torchrun's account of how it stops the processes
-    asked: list[int] = []
-    folder = tempfile.TemporaryDirectory(prefix="launch-")
-    _forward_signals(asked, folder)
     with folder, ThreadPoolExecutor(1) as pool:
         args.log_dir = args.log_dir or folder.name
         try:
@@ -130,6 +132,21 @@ def _forward_signals(asked: list[int], folder: tempfile.TemporaryDirectory[str])
     for number in _FORWARDED:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, forward)
+
+
+def _never_restart_what_was_stopped(asked: Sequence[int]) -> None:
+    """Lets `--max-restarts` answer failures only."""
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+
+    monitor = LocalElasticAgent._monitor_workers
+
+    def watched(agent: Any, group: Any) -> Any:
+        result = monitor(agent, group)
+        if asked or any(failure.exitcode in _STOPPED for failure in result.failures.values()):
+            agent._remaining_restarts = 0
+        return result
+
+    LocalElasticAgent._monitor_workers = watched  # type: ignore[method-assign]
 
 
 def _children() -> list[int]:

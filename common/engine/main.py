@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import errno
 import inspect
 import json
 import logging
@@ -16,7 +17,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -130,6 +131,9 @@ def checkpoint_parser(description: str, split_help: str) -> argparse.ArgumentPar
     return result
 
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
 def _report_end(text: str) -> None:
     """Says why the run ends, unless another process of this machine has said so."""
     if first_to_report(os.environ):
@@ -154,8 +158,10 @@ def run(main: Callable[[], object]) -> int:
         except KeyboardInterrupt:
             _report_end("interrupted\n")
             return INTERRUPT_STATUS
-        except Exception:
-            if first_to_report(os.environ):
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in _DISK:
+                _report_end(f"error: {error.filename or 'a file of this run'}: {error.strerror}\n")
+            elif first_to_report(os.environ):
                 raise
             return 1
         finally:
@@ -175,7 +181,8 @@ def _handler(handler: logging.Handler) -> Iterator[None]:
         yield
     finally:
         root.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # of a full disk, which says itself what ends the run
+            handler.close()
 
 
 @contextmanager
@@ -342,35 +349,48 @@ def train_net(args: argparse.Namespace, task_class: type[AnyTask]) -> tuple[int 
         The rank, None with a single process, and the model.
     """
     config = load_train_config(args, task_class)
-    device = distributed.prepare(
-        dist_flag=args.dist, slurm=args.slurm, gpus_flag=None, gpus_listed=config.GPUS
-    )
-    torch.backends.cudnn.enabled = not args.cudnn_off
-    folder = output_folder(config, args.cfg, "train")
-    with log_file(folder, args.cfg), StopRequest() as stop:
-        if distributed.is_main():
-            remove_leftovers(folder, f"{config.MODEL_PREFIX}-*.model")
-        # One rank decides: the others could see a file that it does not.
-        found = checkpoint.find(folder, config.MODEL_PREFIX, config.TRAIN) if distributed.is_main() else None
-        resumed: Resumed = distributed.gather_objects(found)[0]
-        config = _with_seed(config, resumed)
-        logger.info("training args:%s", args)
-        logger.info("training config:\n%s", dump_config(config))
-        task = task_class(config)
-        log_dir = Path(args.log_dir or folder / "tensorboard_logs")
-        model = _train(task, device, folder, log_dir, Path(args.cfg), resumed, stop)
-        if args.do_test and not task.tests():
-            logger.warning("--do-test: %s has no test split", task.name)
-        elif args.do_test:
-            best = checkpoint.best_file(folder, config.MODEL_PREFIX)
-            if distributed.gather_objects(best.exists())[0]:
-                precision = Precision(device, config.TRAIN.number_format)
-                for tested in task.tests():
-                    results = output_folder(tested.config, args.cfg, "test")
-                    write_test_result(tested, best, results, device, precision)
-            else:
-                logger.warning("--do-test: there is no best checkpoint %s", best)
+    with StopRequest(config.TRAIN.goes_on) as stop:  # other processes may be waited for
+        device = distributed.prepare(
+            dist_flag=args.dist, slurm=args.slurm, gpus_flag=None, gpus_listed=config.GPUS
+        )
+        torch.backends.cudnn.enabled = not args.cudnn_off
+        folder = output_folder(config, args.cfg, "train")
+        with log_file(folder, args.cfg):
+            model = _train_and_test(args, task_class, config, device, folder, stop)
     return (distributed.rank() if distributed.is_distributed() else None), model
+
+
+def _train_and_test(
+    args: argparse.Namespace,
+    task_class: type[AnyTask],
+    config: ExperimentConfig,
+    device: torch.device,
+    folder: Path,
+    stop: StopRequest,
+) -> nn.Module:
+    if distributed.is_main():
+        remove_leftovers(folder, f"{config.MODEL_PREFIX}-*.model")
+    # One rank decides: the others could see a file that it does not.
+    found = checkpoint.find(folder, config.MODEL_PREFIX, config.TRAIN) if distributed.is_main() else None
+    resumed: Resumed = distributed.gather_objects(found)[0]
+    config = _with_seed(config, resumed)
+    logger.info("training args:%s", args)
+    logger.info("training config:\n%s", dump_config(config))
+    task = task_class(config)
+    log_dir = Path(args.log_dir or folder / "tensorboard_logs")
+    model = _train(task, device, folder, log_dir, Path(args.cfg), resumed, stop)
+    if args.do_test and not task.tests():
+        logger.warning("--do-test: %s has no test split", task.name)
+    elif args.do_test:
+        best = checkpoint.best_file(folder, config.MODEL_PREFIX)
+        if distributed.gather_objects(best.exists())[0]:
+            precision = Precision(device, config.TRAIN.number_format)
+            for tested in task.tests():
+                results = output_folder(tested.config, args.cfg, "test")
+                write_test_result(tested, best, results, device, precision)
+        else:
+            logger.warning("--do-test: there is no best checkpoint %s", best)
+    return model
 
 
 def _train(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from common.engine.launch import first_to_report, interface_to
 from tests.common.engine.processes import free_port
 from tests.scripts.launching import Launch
+from tests.world import ROOT
 
 
 @pytest.fixture
@@ -119,13 +123,46 @@ def test_a_failure_is_said_once_and_ends_all(launch, what, status, message):
     ("sent", "received"), [("SIGUSR1", "SIGUSR1"), ("SIGTERM", "SIGTERM"), ("SIGHUP", "SIGTERM")]
 )
 def test_processes_decide_how_a_signal_ends_them(launch, sent, received):
-    process = launch.start("dist_run_single.sh", 2, *launch.arguments, "--do", "wait")
+    terminal = ("env", "--default-signal=HUP")  # these tests may run under nohup
+    process = launch.start("dist_run_single.sh", 2, *launch.arguments, "--do", "wait", prefix=terminal)
     wait_for(lambda: len(list(launch.out.glob("up-*"))) == 2)
     process.send_signal(signal.Signals[sent])
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (75, "")
     assert {path.name for path in launch.out.glob("SIG*")} == {f"{received}-0", f"{received}-1"}
     assert launch.leftovers() == []
+
+
+@pytest.mark.dist
+def test_what_a_signal_has_stopped_is_not_started_again(launch):
+    torchrun = ["-m", "common.engine.launch", "--standalone", "--local_addr=127.0.0.1", "--max-restarts=2"]
+    command = [sys.executable, *torchrun, "--nproc_per_node=2", launch.program, "--do", "wait"]
+    flags = ["--model-dir", str(launch.out)]
+    process = subprocess.Popen([*map(str, command), *flags], env=launch.environ, cwd=ROOT)
+    wait_for(lambda: len(list(launch.out.glob("up-*"))) == 2)
+    for path in launch.out.glob("up-*"):
+        path.unlink()
+    process.terminate()
+    assert process.wait(60) == 75
+    assert not list(launch.out.glob("up-*"))
+
+
+@pytest.mark.dist
+def test_a_launcher_can_be_stopped_before_it_has_imported_anything(launch):
+    process = launch.start("dist_run_single.sh", 2, *launch.arguments)
+    proc = Path("/proc", str(process.pid))
+    wait_for(lambda: "common.engine.launch" in (proc / "cmdline").read_text(), 0.01)
+    wait_for(lambda: caught(proc) >> (signal.SIGTERM - 1) & 1, 0.001)
+    process.terminate()
+    assert "libtorch" not in (proc / "maps").read_text()
+    process.communicate(timeout=60)
+    assert (process.returncode, launch.leftovers()) == (75, [])
+
+
+def caught(proc):
+    """The mask of the signals that a process takes."""
+    (line,) = (line for line in (proc / "status").read_text().splitlines() if line.startswith("SigCgt"))
+    return int(line.split()[1], 16)
 
 
 @pytest.mark.dist
@@ -140,11 +177,11 @@ def test_a_machine_that_waits_for_others_can_be_stopped(launch):
     assert (process.returncode, launch.leftovers()) == (75, [])
 
 
-def wait_for(condition):
+def wait_for(condition, pause=0.1):
     end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
-        time.sleep(0.1)
+        time.sleep(pause)
 
 
 def answers(port):

@@ -1,5 +1,8 @@
 import math
+import os
+import socket
 import sys
+import time
 
 import pytest
 import torch
@@ -215,3 +218,32 @@ def test_several_gpus_start_the_command_anew(monkeypatch):
     monkeypatch.setattr("os.execve", execve)
     with pytest.raises(Started, match="nproc_per_node=2"):
         distributed.prepare(dist_flag=False, slurm=False, gpus_flag=None, gpus_listed="0,1")
+
+
+def test_a_place_where_nobody_can_meet(monkeypatch):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = str(server.getsockname()[1])
+        environ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": "0"}
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UsageError, match=f"MASTER_PORT {port}: the processes cannot meet there"):
+            distributed.init(os.environ)
+
+
+def meet_again(rank, port, attempt):
+    """As torchrun starts processes anew: the store that the first ones met at is still there."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank))
+    os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT=attempt)
+    time.sleep(rank if attempt == "1" else 0)  # rank 0 must not take the address that rank 1 had
+    distributed.init(os.environ)
+    assert distributed.gather_objects(rank) == [0, 1]
+    os._exit(0)
+
+
+@pytest.mark.dist
+def test_processes_that_are_started_again_meet_each_other():
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for attempt in ("0", "1"):
+        torch.multiprocessing.spawn(meet_again, (store.port, attempt), nprocs=2)

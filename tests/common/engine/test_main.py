@@ -1,3 +1,4 @@
+import errno
 import logging
 import random
 import re
@@ -121,6 +122,7 @@ def test_nothing_to_train(cfg):
         (UsageError("--gpus 7"), 2, "error: --gpus 7\n"),
         (CheckpointError("damaged"), 1, "error: damaged\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
+        (OSError(errno.ENOSPC, "No space left", "x/events"), 1, "error: x/events: No space left\n"),
     ],
 )
 def test_a_mistake_of_the_user_has_no_traceback(capsys, error, status, message):
@@ -142,6 +144,16 @@ def test_a_missing_configuration_ends_with_status_2(tmp_path, monkeypatch, capsy
 def test_our_own_errors_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         main.run(lambda: 1 / 0)
+
+
+def test_a_log_on_a_full_disk_does_not_hide_what_ended_the_run(tmp_path, monkeypatch):
+    def full(handler):
+        handler.stream.close()
+        raise OSError(errno.ENOSPC, "No space left")
+
+    monkeypatch.setattr(logging.FileHandler, "close", full)
+    with pytest.raises(CheckpointError), main.log_file(tmp_path, "x.yaml"):
+        raise CheckpointError("no space for the checkpoint")
 
 
 def test_the_log_does_not_outlive_the_run(tmp_path):
