@@ -345,9 +345,9 @@ class TrainConfig(LoopConfig):
     ASPECT_GROUPING: bool = True
     """Batch landscape and portrait images apart (less padding). RefCOCO and VQA."""
     RESUME: bool = False
-    """Continue from the checkpoint of epoch BEGIN_EPOCH - 1."""
+    """Continue from the checkpoint of epoch BEGIN_EPOCH - 1; stopped and started again, from where that run was."""
     AUTO_RESUME: bool = True
-    """Continue from the newest checkpoint in the output directory, if any."""
+    """Continue from the newest checkpoint in the output directory, if any; without it every start is a new run."""
     BEGIN_EPOCH: Natural = 0
     """First epoch, counted from 0."""
     END_EPOCH: Natural = 0
@@ -414,6 +414,11 @@ class TrainConfig(LoopConfig):
     def number_format(self) -> NumberFormat:
         """What `PRECISION` and `FP16` ask for."""
         return self.PRECISION or ("fp16" if self.FP16 else "fp32")
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a run that is stopped and started again goes on where it was."""
+        return self.AUTO_RESUME or self.RESUME
 
 
 class FineTuneTrainConfig(TrainConfig):

@@ -309,7 +309,9 @@ class Checkpointing(Callback):
     def on_stop(self, trainer: Trainer) -> None:
         """Saves the latest state."""
         self._save(trainer, [self._latest])
-        logger.info("Saved as %s; started again, the run goes on from there.", self._latest)
+        goes_on = self._config.TRAIN.goes_on
+        hint = "started again" if goes_on else "started again with TRAIN.AUTO_RESUME=true"
+        logger.info("Saved as %s; %s, the run goes on from there.", self._latest, hint)
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Saves."""
@@ -332,11 +334,14 @@ class Checkpointing(Callback):
         state = {**trainer.state_dict(epoch_ended), **self._extra}
         if distributed.is_main():
             with trainer.watchdog.excused():
-                self._write(state, paths, trainer.epoch)
+                self._write(state, paths)
+                if checkpoint.epoch_file(self._folder, self._prefix, trainer.epoch) in paths:
+                    keep = self._config.CHECKPOINT_KEEP
+                    checkpoint.prune(self._folder, self._prefix, keep, trainer.epoch)
         trainer.watchdog.beat("writing a checkpoint")
         distributed.barrier()  # what follows may read the files
 
-    def _write(self, state: Mapping[str, Any], paths: Sequence[Path], epoch: int) -> None:
+    def _write(self, state: Mapping[str, Any], paths: Sequence[Path]) -> None:
         # Only what this process wrote: a file found may be damaged, and its predecessor the one in use.
         if self._latest in paths and self._wrote_latest:
             checkpoint.link(self._latest, checkpoint.previous_file(self._folder, self._prefix))
@@ -344,4 +349,3 @@ class Checkpointing(Callback):
         for path in paths[1:]:
             checkpoint.link(paths[0], path)
         self._wrote_latest |= self._latest in paths
-        checkpoint.prune(self._folder, self._prefix, self._config.CHECKPOINT_KEEP, epoch)

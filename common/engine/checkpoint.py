@@ -168,7 +168,13 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any], source: str) 
             f"of {sizes}; resume with the configuration that wrote it (TRAIN.LR_MULT, NETWORK)"
         )
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    own = {"exp_avg", "exp_avg_sq"} if "betas" in optimizer.defaults else {"momentum_buffer"}
     for index, entry in state["state"].items():
+        if other := set(entry) - own - {"step"}:
+            raise CheckpointError(
+                f"{source}: its optimizer keeps {', '.join(sorted(other))}, {type(optimizer).__name__} does not; "
+                "resume with the TRAIN.OPTIMIZER that wrote it"
+            )
         for key, value in entry.items():
             if isinstance(value, Tensor) and value.dim() and value.shape != parameters[index].shape:
                 raise CheckpointError(
@@ -176,8 +182,8 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any], source: str) 
                     f"the parameter {tuple(parameters[index].shape)}"
                 )
     optimizer.load_state_dict(dict(state))
-    for group, own in zip(optimizer.param_groups, options, strict=True):
-        group.update(own)
+    for group, configured in zip(optimizer.param_groups, options, strict=True):
+        group.update(configured)
 
 
 def resume_epochs(train: TrainConfig, exists: Callable[[int], bool]) -> list[int]:
@@ -197,8 +203,9 @@ def resume_epochs(train: TrainConfig, exists: Callable[[int], bool]) -> list[int
 def find(folder: Path, prefix: str, train: TrainConfig) -> tuple[Path, int] | None:
     """Returns the checkpoint that a run continues from and the epoch it ended, None for a fresh start.
 
-    With AUTO_RESUME that is the one furthest in training, of the epochs' files and the latest state. One that
-    cannot be read is passed over with a warning, for the one before it.
+    With AUTO_RESUME that is the one furthest in training, of the epochs' files and the latest state; with RESUME the
+    epoch's file that it names, or the latest state of a run that began there and has not ended. One that cannot be
+    read is passed over with a warning, for the one before it.
 
     Raises:
         CheckpointError: RESUME names a file that cannot be read, or AUTO_RESUME finds only such files; or the
@@ -206,21 +213,21 @@ def find(folder: Path, prefix: str, train: TrainConfig) -> tuple[Path, int] | No
     """
     epochs = resume_epochs(train, lambda epoch: epoch_file(folder, prefix, epoch).exists())
     places = [((epoch + 1.0, 0.0), epoch_file(folder, prefix, epoch)) for epoch in epochs]
-    if train.AUTO_RESUME and not train.RESUME:
+    if train.AUTO_RESUME or train.RESUME:
         states = [
             path for path in (latest_file(folder, prefix), previous_file(folder, prefix)) if path.exists()
         ]
         places += [
             (place, path)
-            for place, path in ((_place(path), path) for path in states)
-            if train.BEGIN_EPOCH <= place[0] <= train.END_EPOCH or place == _UNKNOWN
+            for place, path in ((_place(path, train), path) for path in states)
+            if train.BEGIN_EPOCH <= place[0] <= train.END_EPOCH or (place == _UNKNOWN and not train.RESUME)
         ]
     # The order is stable: of equally far files the first listed, an epoch's, is taken.
     for place, path in sorted(places, key=lambda entry: entry[0], reverse=True):
         try:
             read(path)
         except CheckpointError as error:
-            if train.RESUME:
+            if train.RESUME and place == (train.BEGIN_EPOCH, 0):
                 raise
             logger.warning("%s; trying the checkpoint before it", error)
             continue
@@ -236,12 +243,16 @@ def find(folder: Path, prefix: str, train: TrainConfig) -> tuple[Path, int] | No
 
 
 _UNKNOWN = (math.inf, math.inf)
+_ELSEWHERE = (-1.0, 0.0)
 
 
-def _place(path: Path) -> tuple[float, float]:
+def _place(path: Path, train: TrainConfig) -> tuple[float, float]:
     """Epoch and batch of a saved state, as far as can be told without comparing checksums."""
     try:
         state = read_weights(path)
+        ended = state["epoch"] >= train.END_EPOCH
+        if train.RESUME and (ended or state["resumed"] != train.BEGIN_EPOCH):
+            return _ELSEWHERE  # RESUME asks for this epoch anew
         return float(state["epoch"]), float(state["batch"])
     except (CheckpointError, KeyError, TypeError, ValueError):
         return _UNKNOWN

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.batch import Batch, Lengths, Record
 from common.engine import distributed
@@ -136,6 +136,28 @@ class Guard:
         if self._in_a_row > MAX_IN_A_ROW:
             hint = f"the last {self._in_a_row} updates were left out, so another batch is no help"
         raise TrainingError(f"{text}\n{hint}")
+
+
+class Statistics:
+    """What batch norms that train have counted before an update: a forward pass changes it, whatever comes of it.
+
+    Args:
+        model: in the mode of training.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+        self._values = [value for norm in norms if norm.training for value in norm.buffers()]
+        self.keep()
+
+    def keep(self) -> None:
+        """Takes the present values."""
+        self._kept = [value.clone() for value in self._values]
+
+    def restore(self) -> None:
+        """Goes back to those of the last `keep`."""
+        for value, kept in zip(self._values, self._kept, strict=True):
+            value.copy_(kept)
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:

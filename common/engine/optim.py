@@ -215,6 +215,9 @@ class Schedule:
         """Restores `state_dict`."""
 
 
+_PLATEAU_COUNTERS = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
+
+
 class PlateauSchedule(Schedule):
     """Decays when the validation metric stops growing (spec section 4.3)."""
 
@@ -233,16 +236,18 @@ class PlateauSchedule(Schedule):
             self._plateau.step(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the rates, the best value and the counters."""
-        rates = [group["lr"] for group in self._optimizer.param_groups]
-        return {"rates": rates, "plateau": self._plateau.state_dict()}
+        """Returns the rates, now and at first, the best value and the counters."""
+        rates = [(group["lr"], group["initial_lr"]) for group in self._optimizer.param_groups]
+        counters = {name: getattr(self._plateau, name) for name in _PLATEAU_COUNTERS}
+        return {"rates": rates, "counters": counters}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores `state_dict`."""
+        """Restores `state_dict`; rates keep their decay when the configured one is another."""
         if state:
-            self._plateau.load_state_dict(state["plateau"])
-            for group, rate in zip(self._optimizer.param_groups, state["rates"], strict=True):
-                group["lr"] = rate
+            vars(self._plateau).update(state["counters"])
+            for group, (rate, initial) in zip(self._optimizer.param_groups, state["rates"], strict=True):
+                own = group["initial_lr"]
+                group["lr"] = rate if own == initial else own * rate / initial
 
 
 def build_schedule(train: TrainConfig, optimizer: Optimizer, updates_per_epoch: float) -> Schedule:

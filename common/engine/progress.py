@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ class Progress:
 
     def __init__(self, epoch: int, accumulate: int) -> None:
         self.epoch, self.finished, self.batches = epoch, 0, 1
-        self._accumulate = accumulate
+        self._accumulate = self._accumulated = accumulate
 
     @property
     def global_step(self) -> int:
@@ -56,14 +57,38 @@ class Progress:
         size = min(self._accumulate, self.batches - first)
         return size, self.finished + 1 == first + size
 
+    def place(self) -> dict[str, int]:
+        """Returns what `restore` takes."""
+        return {
+            "epoch": self.epoch,
+            "batch": self.finished,
+            "batches": self.batches,
+            "accumulate": self._accumulate,
+        }
+
+    def restore(self, place: Mapping[str, int], epoch: int) -> None:
+        """Goes to a saved place; `epoch` where it does not tell."""
+        self.epoch, self.finished = place.get("epoch", epoch), place.get("batch", 0)
+        self.batches = place.get("batches", 1)
+        self._accumulated = place.get("accumulate", self._accumulate)
+
     def enter(self, batches: int) -> None:
-        """Finds the place among `batches` per epoch: another number of processes makes another number."""
-        if self.finished and batches != self.batches:
+        """Finds the place among `batches` per epoch: other processes or batches make another number.
+
+        It is the first of an accumulation group.
+        """
+        before, now = (self.batches, self._accumulated), (batches, self._accumulate)
+        if self.finished and before != now:
             place = self.finished * batches // self.batches
             place -= place % self._accumulate if place < batches else 0
-            logger.warning("an epoch had %d batches, now %d: going on at %d", self.batches, batches, place)
+            logger.warning(
+                "an epoch had %d batches, %d per update, now %d, %d per update: going on at batch %d",
+                *before,
+                *now,
+                place,
+            )
             self.finished = place
-        self.batches = batches
+        self.batches, self._accumulated = now
 
 
 def updates_per_epoch(batches: int, accumulate: int) -> int:

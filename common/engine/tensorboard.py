@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +64,8 @@ class TensorBoard(Callback):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._writer: ScalarFile | None = None
-        self._waiting: list[tuple[str, int, Tensor]] = []
+        self._losses: list[tuple[int, Tensor]] = []
+        self._norms: list[tuple[int, Tensor]] = []
 
     def on_train_start(self, trainer: Trainer) -> None:
         """Opens the event file; what an interrupted run wrote beyond this point is hidden."""
@@ -78,15 +79,15 @@ class TensorBoard(Callback):
 
     def on_batch_end(self, trainer: Trainer) -> None:
         """Writes the rates and keeps loss and norm for later."""
+        step = trainer.global_step
+        self._losses.append((step, trainer.loss))
         if self._writer is None:
             return
-        step = trainer.global_step
         if trainer.grad_norm is not None:
-            self._waiting.append(("grad-para/Total-Norm", step, trainer.grad_norm))
+            self._norms.append((step, trainer.grad_norm))
         for i, group in enumerate(trainer.optimizer.param_groups):
             self._writer.add(f"Initial-LR/Group_{i}", group["initial_lr"], step)
             self._writer.add(f"LR/Group_{i}", group["lr"], step)
-        self._waiting.append(("Train-Loss", step, trainer.loss))
 
     def on_log(self, trainer: Trainer, values: Mapping[str, float]) -> None:
         """Writes what waited, and the running metrics."""
@@ -106,8 +107,9 @@ class TensorBoard(Callback):
         self._flush()
 
     def on_train_end(self, trainer: Trainer) -> None:
-        """Closes the file."""
-        self._flush()
+        """Closes the file; after an error the other ranks may not be there for their part of the last losses."""
+        if not distributed.is_distributed():
+            self._flush()
         if self._writer is not None:
             self._writer.close()
 
@@ -117,11 +119,21 @@ class TensorBoard(Callback):
                 self._writer.add(f"{kind}-{name}", value, step)
 
     def _flush(self) -> None:
-        if self._writer is None:
-            return
-        if self._waiting:
-            numbers = torch.stack([value.float() for _, _, value in self._waiting]).tolist()
-            for (tag, step, _), number in zip(self._waiting, numbers, strict=True):
-                self._writer.add(tag, number, step)
-            self._waiting.clear()
-        self._writer.flush()
+        """Writes what waited. Collective: a rank's loss is its share of that of all, times their number."""
+        shares = distributed.gather_objects(_numbers(self._losses))
+        losses = torch.tensor(shares, dtype=torch.float64).mean(0).tolist()
+        if self._writer is not None:
+            for tag, points, values in (
+                ("Train-Loss", self._losses, losses),
+                ("grad-para/Total-Norm", self._norms, _numbers(self._norms)),
+            ):
+                for (step, _), value in zip(points, values, strict=True):
+                    self._writer.add(tag, value, step)
+            self._writer.flush()
+        self._losses.clear()
+        self._norms.clear()
+
+
+def _numbers(points: Sequence[tuple[int, Tensor]]) -> list[float]:
+    """Waits for the device once."""
+    return torch.stack([value.double() for _, value in points]).tolist() if points else []

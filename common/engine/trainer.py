@@ -16,7 +16,7 @@ from common.batch import Batch
 from common.config_sections import TrainConfig
 from common.engine import checkpoint, distributed
 from common.engine.callbacks import Callback, Stopwatch, Times
-from common.engine.guard import Guard, check_finite, explained_memory
+from common.engine.guard import Guard, Statistics, check_finite, explained_memory
 from common.engine.interrupt import Stopped
 from common.engine.metrics import Metrics, loss_meter
 from common.engine.optim import Schedule
@@ -127,6 +127,7 @@ class Trainer(Progress):
         if self.finished == 0:
             self.metrics.reset()
         self.model.train()
+        self._statistics = Statistics(self.model)
         self.notify("on_epoch_start")
         watch = Stopwatch()
         for batch in batches_of(loader, self.epoch, self.finished):
@@ -193,7 +194,11 @@ class Trainer(Progress):
         # Updates that were left out do not move the schedule.
         self.schedule.apply(self.update - self.guard.skipped)
         clip = self.train.CLIP_GRAD_NORM
+        skipped = self.guard.skipped
         norm = self.precision.update(self.optimizer, self.model, clip, self.guard.accepts)
+        if self.guard.skipped > skipped:
+            self._statistics.restore()
+        self._statistics.keep()
         self.grad_norm = norm if clip > 0 else None
 
     def state_dict(self, epoch_ended: bool = False) -> dict[str, Any]:
@@ -214,9 +219,9 @@ class Trainer(Progress):
             "schedule": self.schedule.state_dict(),
             "scaler": self.precision.state_dict(),
             "rng": distributed.gather_objects(checkpoint.rng_state()),
-            "epoch": self.epoch + epoch_ended,
-            "batch": 0 if epoch_ended else self.finished,
-            "batches": self.batches,
+            **self.place(),
+            **({"epoch": self.epoch + 1, "batch": 0} if epoch_ended else {}),
+            "resumed": self.train.BEGIN_EPOCH if self.train.RESUME else None,
             "global_step": self.global_step + 1,
             "skipped": self.guard.skipped,
             "metrics": {} if epoch_ended else self.metrics.state_dict(),
@@ -245,8 +250,8 @@ class Trainer(Progress):
         self.schedule.load_state_dict(state.get("schedule", {}))
         self.precision.load_state_dict(state.get("scaler", {}))
         self.metrics.load_state_dict(state.get("metrics", {}))
-        self.epoch, self.finished = state.get("epoch", epoch), state.get("batch", 0)
-        self.batches, self.guard.skipped = state.get("batches", 1), state.get("skipped", 0)
+        self.restore(state, epoch)
+        self.guard.skipped = state.get("skipped", 0)
         for callback in self.callbacks:
             if callback.state_key and callback.state_key in state:
                 callback.load_state_dict(state[callback.state_key])

@@ -21,6 +21,7 @@ KILLED = -signal.SIGKILL
 def content(world, name):
     state = read_weights(folder(world) / name)
     del state["config"]  # names folders
+    del state["resumed"]  # how it was asked for
     return state
 
 

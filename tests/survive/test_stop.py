@@ -40,6 +40,24 @@ def test_a_stopped_run_ends_like_any_other(new_world, whole_run):
     assert_same_end(world, whole)
 
 
+def test_a_resumed_epoch_is_gone_on_with(new_world, whole_run):
+    whole, _ = whole_run(1)
+    world = new_world("resumed")
+    assert train(world)[0] == [0]
+    again = ("TRAIN.RESUME=true", "TRAIN.BEGIN_EPOCH=1")
+    for batch in (3, 5):
+        assert train(world, *again, kill=Kill("batch", batch, number=signal.SIGTERM))[0] == [75]
+    assert place(world) == (1, 10)
+    assert train(world, *again)[0] == [0]
+    assert_same_end(world, whole)
+
+
+def test_a_run_that_never_goes_on_is_not_to_be_queued_again(world):
+    kill = Kill("batch", 3, number=signal.SIGTERM)
+    assert train(world, "TRAIN.AUTO_RESUME=false", kill=kill)[0] == [143]
+    assert "toy-latest.model; started again with TRAIN.AUTO_RESUME=true, the run goes on" in printed(world)
+
+
 def test_a_signal_in_the_validation_does_not_wait_for_its_end(world):
     kill = Kill("validation", 1, number=signal.SIGTERM)
     statuses, counts = train(world, "VAL.BATCH_IMAGES=1", kill=kill)

@@ -1,9 +1,11 @@
 import logging
+from functools import partial
 
 import pytest
 import torch
 from tensorboardX.proto.event_pb2 import Event
 
+from common.engine import distributed
 from common.engine.callbacks import (
     Callback,
     Checkpointing,
@@ -14,7 +16,8 @@ from common.engine.callbacks import (
 )
 from common.engine.tensorboard import TensorBoard
 from common.modeling.pretrained import read_weights
-from tests.common.engine.toy import toy_batches, toy_config, toy_trainer
+from tests.common.engine.processes import run_distributed
+from tests.common.engine.toy import ToyTask, toy_batches, toy_config, toy_trainer
 
 TIMES = Times(0.01, 0.002, 0.3, 0.5, 0.1, 0.05)
 
@@ -99,6 +102,22 @@ def test_tensorboard_tags(tmp_path):
     assert scalars["Val-Acc"] == [(1, 0.25), (2, 0.5)]
     # Not divided by the accumulation: outputs 0.25 and -0.5 for targets 1 and 0.
     assert scalars["Train-Loss"][0][1] == pytest.approx((0.75**2 + 0.5**2) / 2)
+
+
+def log_two_ranks(folder):
+    config = toy_config(END_EPOCH=1)
+    model = distributed.wrap(ToyTask(config).build_model())
+    batch = toy_batches(2)[distributed.rank()]
+    trainer = toy_trainer(config, 1, [TensorBoard(folder)], model=model, processes=2)
+    trainer.fit([batch])
+    return float(trainer.loss)
+
+
+@pytest.mark.dist
+def test_the_loss_that_tensorboard_shows_is_that_of_all_ranks(tmp_path):
+    shares = run_distributed(partial(log_two_ranks, tmp_path / "log"), tmp_path)
+    assert shares[0] != shares[1]
+    assert read_events(tmp_path / "log")["Train-Loss"] == [(0, pytest.approx(sum(shares) / 2))]
 
 
 def fit(results, folder=None, frequent=1, metric="Acc", val_frequent=1):
@@ -218,6 +237,21 @@ def test_the_latest_state_is_saved_between_updates(tmp_path):
 def test_old_checkpoints_go_and_the_best_one_stays(tmp_path):
     assert save(tmp_path, 1, CHECKPOINT_KEEP=1) == ["0001", "best"]
     assert read_weights(tmp_path / "net-best.model")["epoch"] == 1
+
+
+def test_what_a_run_came_from_stays_until_an_epoch_has_ended(tmp_path):
+    class Damaged(Callback):
+        """Another epoch's file, which the run has passed over."""
+
+        def on_train_start(self, trainer):
+            (tmp_path / "net-0000.model").touch()
+            (tmp_path / "net-0001.model").touch()
+            trainer.epoch = 1
+
+        def on_batch_end(self, trainer):
+            assert (tmp_path / "net-0000.model").exists()
+
+    assert save(tmp_path, 4, [Damaged()], CHECKPOINT_KEEP=1, CHECKPOINT_STEPS=1)[:1] == ["0001"]
 
 
 def test_a_checkpoint_waits_for_the_log(tmp_path):

@@ -104,6 +104,16 @@ def test_an_optimizer_of_another_model_is_refused(sizes, message):
         checkpoint.load_optimizer(optimizer_of(*sizes), trained(2).state_dict(), "net")
 
 
+def test_the_state_of_another_optimizer_is_refused():
+    sgd, adam = trained(2), torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
+    with pytest.raises(CheckpointError, match=r"keeps momentum_buffer, Adam does not; .* TRAIN\.OPTIMIZER"):
+        checkpoint.load_optimizer(adam, sgd.state_dict(), "net")
+    adam.param_groups[0]["params"][0].grad = torch.ones(2)
+    adam.step()
+    with pytest.raises(CheckpointError, match=r"keeps exp_avg, exp_avg_sq, SGD does not"):
+        checkpoint.load_optimizer(optimizer_of(2), adam.state_dict(), "net")
+
+
 def train(**values):
     return TrainConfig(**{"END_EPOCH": 6, **values})
 
@@ -157,6 +167,25 @@ def test_the_state_furthest_in_training_is_taken(tmp_path, latest, previous, cho
     assert checkpoint.find(tmp_path, "net", train()) == (tmp_path / chosen, ended)
     assert checkpoint.find(tmp_path, "net", train(RESUME=True, BEGIN_EPOCH=1))[1] == 0
     assert checkpoint.find(tmp_path, "net", train(AUTO_RESUME=False)) is None
+
+
+@pytest.mark.parametrize(
+    ("resumed", "epoch", "chosen"),
+    # Interrupted; of another start; ended, so that RESUME asks for the epoch anew.
+    [(2, 3, "net-latest.model"), (None, 3, "net-0001.model"), (2, 6, "net-0001.model")],
+)
+def test_resume_goes_on_with_its_own_state(tmp_path, resumed, epoch, chosen):
+    save(tmp_path, 0, 1, 4)
+    save_state(tmp_path, "latest", epoch, 0, resumed=resumed)
+    found = checkpoint.find(tmp_path, "net", train(RESUME=True, BEGIN_EPOCH=2))
+    assert found == (tmp_path / chosen, 2 if chosen == "net-latest.model" else 1)
+
+
+def test_resume_passes_over_its_damaged_state(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "net-latest.model").write_bytes(b"")
+    found = checkpoint.find(tmp_path, "net", train(RESUME=True, BEGIN_EPOCH=2))
+    assert found == (tmp_path / "net-0001.model", 1)
 
 
 def test_every_byte_is_covered_by_a_checksum(tmp_path):

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -72,6 +73,27 @@ def test_skipping_leaves_the_update_out_and_does_not_move_the_schedule(caplog):
     assert [skipping.rates[i] for i in (0, 2, 3)] == straight.rates[:3]
     assert torch.equal(skipping.weights[3], straight.weights[2])
     assert trainer.state_dict()["skipped"] == 1
+
+
+def test_skipping_leaves_out_what_batch_norms_have_counted():
+    class Normed(ToyTask):
+        def build_model(self):
+            model = super().build_model()
+            model.norm = torch.nn.BatchNorm1d(1)
+            forward = model.forward
+            model.forward = lambda batch: model.norm(forward(batch))
+            return model
+
+    config = toy_config(END_EPOCH=1, GRAD_ACCUMULATE_STEPS=2, ON_NONFINITE="skip")
+    batches = toy_batches(6)
+    batches[3] = dataclasses.replace(batches[3], x=torch.full_like(batches[3].x, NAN))
+    counted = []
+    for epoch in (batches, batches[:2] + batches[4:]):
+        trainer = toy_trainer(config, len(epoch), task_class=Normed)
+        trainer.fit(epoch)
+        counted.append(trainer.state_dict()["state_dict"])
+    assert counted[0]["norm.num_batches_tracked"] == 4
+    assert all(torch.equal(value, counted[1][name]) for name, value in counted[0].items())
 
 
 def test_skipping_has_an_end(monkeypatch):

@@ -162,4 +162,12 @@ def test_plateau_decays_after_two_stale_results_and_resumes():
     assert rates == pytest.approx([1, 1, 1, 0.1])
     resumed = optimizer_with(1.0)
     PlateauSchedule(resumed, 0.1).load_state_dict(schedule.state_dict())
-    assert resumed.param_groups[0]["lr"] == pytest.approx(0.1)
+    assert resumed.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+    # The configuration may ask for another rate and decay than the run that wrote the state.
+    changed = optimizer_with(4.0)
+    schedule_on = PlateauSchedule(changed, 0.5)
+    schedule_on.load_state_dict(schedule.state_dict())
+    assert changed.param_groups[0]["lr"] == pytest.approx(0.4)
+    for _ in range(4):  # two of them to cool down
+        schedule_on.after_validation(0.4)
+    assert changed.param_groups[0]["lr"] == pytest.approx(0.2)

@@ -201,6 +201,16 @@ def test_another_number_of_processes_goes_on_at_the_same_sample(finished, batche
     assert ("an epoch had 8 batches" in caplog.text) == (finished > 0 and batches != 8)
 
 
+def test_another_accumulation_goes_on_at_a_whole_update(caplog):
+    trainer = toy_trainer(toy_config(GRAD_ACCUMULATE_STEPS=2, END_EPOCH=1), 12)
+    trainer.finished, trainer.batches = 6, 12
+    resumed = toy_trainer(toy_config(GRAD_ACCUMULATE_STEPS=4, END_EPOCH=1), 12)
+    resumed.load_state_dict(trainer.state_dict(), "file", 0)
+    resumed.enter(12)
+    assert (resumed.finished, resumed.group()) == (4, (4, False))
+    assert "12 batches, 2 per update, now 12, 4 per update: going on at batch 4" in caplog.text
+
+
 def test_a_checkpoint_of_the_reference_has_no_position():
     trainer = toy_trainer(toy_config(), 2)
     old = {key: trainer.state_dict()[key] for key in ("state_dict", "optimizer")}
