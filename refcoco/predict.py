@@ -52,23 +52,12 @@ class RefCOCOPredictor(Predictor[Query, Found]):
         """The best box of every sentence; of equal ones the first."""
         lengths = batch.num_boxes
         best = (argmax_per_row(outputs.logits, lengths) - lengths.starts).tolist()
-        boxes = batch.boxes / batch.im_info[lengths.rows(), 2:4].repeat(1, 2)
-        shares = outputs.logits.sigmoid()
-        return [
-            Found(
-                box=tuple(corners[place].tolist()),
-                score=float(scores[place]),
-                region=place + 1 - (len(corners) - len(scene.classes)),
-                scores=tuple(scores.tolist()),
-            )
-            for scene, place, corners, scores in zip(
-                scenes,
-                best,
-                lengths.split(boxes),
-                lengths.split(shares),
-                strict=True,
-            )
-        ]
+        found = []
+        for scene, place, scores in zip(scenes, best, lengths.split(outputs.logits.sigmoid()), strict=True):
+            region = place + 1 - (len(scores) - len(scene.classes))
+            box = scene.regions.boxes[region - 1].tolist() if region else map(float, scene.picture.whole)
+            found.append(Found(tuple(box), float(scores[place]), region, tuple(scores.tolist())))
+        return found
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ __all__ = [
     "read_config",
 ]
 
-AnyModel = TrainedModel[Any]
+AnyModel = TrainedModel[Any, Any]
 
 _MODELS: dict[str, type[AnyModel]] = {
     "vcr": VCRPredictor,

@@ -42,7 +42,14 @@ class VQAPredictor(Predictor[Query, tuple[Answer, ...]]):
     def predict(
         self, image: ImageSource, question: str, boxes: BoxSource | None = None, *, top: int = 5
     ) -> tuple[Answer, ...]:
-        """Returns the `top` best answers, the best first; see `Query`."""
+        """Returns the `top` best answers, the best first; see `Query`.
+
+        Raises:
+            UsageError: `top` is no whole number of at least 1.
+            DataError: the query cannot be used.
+        """
+        if not isinstance(top, int) or top < 1:
+            raise UsageError(f"top: {top!r}: must be a whole number of at least 1")
         return self.predict_batch([Query(image, question, boxes)])[0][:top]
 
     def text(self, query: Query) -> TextSequence:

@@ -20,7 +20,7 @@ from common.errors import UsageError
 from common.files import replace_file, writing
 
 PredictionT = TypeVar("PredictionT")
-ModelT = TypeVar("ModelT", bound=TrainedModel[Any])
+ModelT = TypeVar("ModelT", bound=TrainedModel[Any, Any])
 
 
 class Shown(NamedTuple):
@@ -79,7 +79,7 @@ def predict_parser(description: str) -> argparse.ArgumentParser:
 
 def predict_main(
     args: argparse.Namespace,
-    predictor_class: type[Predictor[QueryT, PredictionT]],
+    predictor_class: type[Predictor[QueryT, PredictionT, Any]],
     query: QueryT,
     describe: Callable[[Scene, PredictionT], Shown],
 ) -> None:
