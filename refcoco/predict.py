@@ -15,7 +15,7 @@ from common.data.image_file import ImageSource
 from common.engine.boxes import BoxSource
 from common.engine.build import AnyTask
 from common.engine.main import run
-from common.engine.predict_main import Shown, predict_main, predict_parser
+from common.engine.predict_main import Shown, predict_main, predict_parser, read_arguments
 from common.engine.predictor import Predictor, Query, Scene
 from common.modeling.packing import argmax_per_row
 from refcoco.model import RefCOCOOutputs
@@ -64,7 +64,7 @@ def main() -> None:
     """Reads the command line, and prints and draws the region."""
     flags = predict_parser("Find what an expression refers to in a picture.")
     flags.add_argument("--expression", required=True, help="what to look for")
-    args = flags.parse_args()
+    args = read_arguments(flags)
 
     def describe(scene: Scene, found: Found) -> Shown:
         corners = ", ".join(f"{side:.1f}" for side in found.box)

@@ -23,7 +23,7 @@ from common.data.store import Store, parse_model
 from common.engine.boxes import BoxSource
 from common.engine.build import AnyTask
 from common.engine.main import run
-from common.engine.predict_main import Shown, predict_main, predict_parser
+from common.engine.predict_main import Shown, predict_main, predict_parser, read_arguments
 from common.engine.predictor import Encoding, Predictor, Query, Scene
 from common.errors import DataError, UsageError
 from vcr.dataset import VCRMetadata, VCRReader, VCRRecord
@@ -207,7 +207,7 @@ def main() -> None:
     flags.add_argument("--question", required=True, help="what to ask; [0] is the first object")
     flags.add_argument("--choice", action="append", required=True, help="an answer or rationale; repeatable")
     flags.add_argument("--answer", help="what a QA->R model is to find a reason for")
-    args = flags.parse_args()
+    args = read_arguments(flags)
     if len(args.choice) < 2:
         raise UsageError("--choice: give at least two")
     if args.metadata and (args.boxes or args.detector):

@@ -17,7 +17,7 @@ from common.data.image_file import ImageSource
 from common.engine.boxes import BoxSource
 from common.engine.build import AnyTask
 from common.engine.main import run
-from common.engine.predict_main import Shown, predict_main, predict_parser
+from common.engine.predict_main import Shown, predict_main, predict_parser, read_arguments
 from common.engine.predictor import Predictor, Query, Scene
 from common.errors import UsageError
 from vqa.dataset import assemble_question
@@ -76,7 +76,7 @@ def main() -> None:
     flags = predict_parser("Answer a question about a picture.")
     flags.add_argument("--question", required=True, help="what to ask")
     flags.add_argument("--top", type=int, default=5, help="answers to show (default: %(default)s)")
-    args = flags.parse_args()
+    args = read_arguments(flags)
     if args.top < 1:
         raise UsageError(f"--top: {args.top}: must be at least 1")
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import vl_bert
+from common.engine import predict_main
 from common.engine.predictor import Query
 from common.engine.region_extractor import PooledFeatures
 from common.errors import CheckpointError, DataError, UsageError
@@ -136,9 +137,9 @@ def test_the_command(trained, queries, tmp_path, capsys):
         (("--device", "toaster"), 2, '--device: "toaster"'),
         (("--device", "mps"), 2, "--device: mps: use cpu, cuda or cuda:N"),
         (("--question", "\u200b"), 1, "its text is empty"),
-        (("--save", "answer.psd"), 2, "--save: answer.psd: must end in .png or .jpg"),
+        (("--save", "answer.psd"), 2, "--save: answer.psd: must end in .png, .jpg, .jpeg, .webp"),
         (("--device", "cuda:99"), 2, "--device: cuda:99: this machine has "),
-        (("--save", "answer.txt"), 2, "--save: answer.txt: must end in .png or .jpg"),
+        (("--save", "answer.gif", "--image", "nowhere.jpg"), 2, "--save: answer.gif: must end in .png"),
         (("--save", "nowhere/answer.png"), 2, "there is no folder nowhere"),
         (("--features", "nowhere.model"), 1, "nowhere.model: "),
         (("--detector", "fasterrcnn_resnet50_fpn_v2"), 2, "--detector"),
@@ -153,6 +154,42 @@ def test_mistakes(trained, queries, flags, status, message, capsys):
     assert message in error
     assert error.startswith("error: ")
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("flag", ["--image", "--boxes", "--ckpt", "--features", "--cfg"])
+def test_what_the_answer_is_made_from_is_not_overwritten(trained, queries, flag, tmp_path, capsys):
+    (tmp_path / "folder").mkdir()
+    target = tmp_path / "x.jpg"
+    target.write_bytes(queries[0].image.read_bytes())
+    given = (*trained.model(), "--image", str(queries[0].image), "--question", "what ?", flag, str(target))
+    assert trained.command("predict", *given, "--save", str(tmp_path / "folder/../x.jpg")) == 2
+    assert "x.jpg: would overwrite what it is made from; name another file" in capsys.readouterr().err
+    assert target.read_bytes() == queries[0].image.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["x.webp", "x.JPEG"])
+def test_a_picture_is_written_in_the_format_of_its_name(trained, queries, name, tmp_path):
+    query = queries[0]
+    given = (
+        *trained.model(),
+        "--image",
+        str(query.image),
+        "--question",
+        "what ?",
+        "--boxes",
+        str(query.boxes),
+    )
+    assert trained.command("predict", *given, "--device", "cpu", "--save", str(tmp_path / name)) == 0
+    with Image.open(tmp_path / name) as saved:
+        assert saved.format == name.partition(".")[2].upper()
+    (tmp_path / "folder.png").mkdir()
+    assert trained.command("predict", *given, "--save", str(tmp_path / "folder.png")) == 2
+
+
+def test_a_format_that_is_too_small_for_the_picture(tmp_path):
+    with pytest.raises(DataError, match=r"x\.webp: cannot be written \(.*limit"):
+        predict_main._save(Image.new("RGB", (20_000, 2)), tmp_path / "x.webp")
+    assert not list(tmp_path.iterdir())
 
 
 def test_features_are_needed(trained, queries, capsys):
