@@ -1,6 +1,9 @@
 """Answers a question about any picture.
 
-`python -m vqa.predict --cfg YAML --ckpt CHECKPOINT --image PICTURE --question "What colour is the car?"`
+`python -m vqa.predict --cfg YAML --ckpt CHECKPOINT --image PICTURE --boxes FILE --question "What colour is the car?"`
+
+A model that reads region features needs them: a region file (`--boxes`), or the network that computes them
+(`--features`), with boxes of any kind.
 """
 
 from __future__ import annotations

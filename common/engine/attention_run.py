@@ -65,6 +65,8 @@ def attention_main(args: argparse.Namespace, task_class: type[AnyTask], override
     )
     torch.backends.cudnn.enabled = not args.cudnn_off
     folder = result_folder(Path(args.save_dir) / "attention_probs", "--save-dir")
+    if not config.NETWORK.PARTIAL_PRETRAIN and distributed.is_main():
+        logger.warning("no --ckpt and no NETWORK.PARTIAL_PRETRAIN: these are maps of an untrained model")
     task = task_class(config)
     dataset = task.build_dataset("val")
     model = task.build_model()

@@ -53,7 +53,7 @@ class TorchvisionDetector:
         self,
         name: str,
         weights_file: str | Path,
-        device: torch.device,
+        device: torch.device | str = "cpu",
         score_threshold: float = 0.2,
         max_boxes: int = 100,
     ) -> None:

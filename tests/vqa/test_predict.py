@@ -317,6 +317,11 @@ def test_the_log_does_not_stand_in_the_answer(trained, queries, capsys):
     assert "bf16" in captured.err
 
 
+def test_the_resolved_configuration_needs_no_settings(trained, model, queries):
+    other = vl_bert.load(trained.checkpoint().with_name("resolved.yaml"), trained.checkpoint(), "cpu")
+    assert other.predict_batch(queries[:1]) == model.predict_batch(queries[:1])
+
+
 def test_load_finds_the_task(trained, model):
     assert type(model) is VQAPredictor
     assert vl_bert.read_config(trained.cfg, trained.overrides()).DATASET.DATASET == "vqa"
