@@ -391,12 +391,14 @@ class TrainedModel(Generic[QueryT, EncodedT]):
             regions_of(looked.get(number, query.boxes), name, image.size, width)  # type: ignore[arg-type]
             for number, (name, image, query) in enumerate(zip(names, images, queries, strict=True))
         ]
+        if self._reads_features:
+            found = self._with_features(names, images, found)
         for number, (name, (regions, _)) in enumerate(zip(names, found, strict=True)):
             if self._adds_whole and not len(regions.boxes):
                 least = getattr(self.finder, "score_threshold", None) if number in looked else None
                 why = "" if least is None else f" with a confidence of at least {least:g} (--score-threshold)"
                 logger.warning("%s: has no regions%s: the model sees the whole picture alone", name, why)
-        return self._with_features(names, images, found) if self._reads_features else found
+        return found
 
     def _with_features(
         self, names: Sequence[str], images: Sequence[Image.Image], found: list[tuple[Regions, Tensor]]

@@ -119,6 +119,7 @@ def test_boxes_are_those_that_were_given(model):
 def test_no_regions_are_announced(model, boxes, caplog):
     assert model.predict(Image.new("RGB", (9, 8)), "red car", boxes).region == 0
     assert caplog.messages == ["picture 1: has no regions: the model sees the whole picture alone"]
+    assert model.encode(Image.new("RGB", (9, 8)), "red car", boxes).places.labels == ("image",)
 
 
 def test_a_detector_that_finds_nothing_is_announced(trained, model, caplog):

@@ -192,13 +192,18 @@ def test_a_format_that_is_too_small_for_the_picture(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_features_are_needed(trained, queries, capsys):
+def test_features_are_needed(trained, queries, tmp_path, capsys):
     query = queries[0]
     given = (*trained.model(), "--image", str(query.image), "--question", "what ?", "--device", "cpu")
     assert trained.command("predict", *given) == 1
     captured = capsys.readouterr()
     assert "reads region features" in captured.err
     assert "a grid of" not in captured.out + captured.err
+    (tmp_path / "none.json").write_text("[]")
+    assert trained.command("predict", *given, "--boxes", str(tmp_path / "none.json")) == 1
+    captured = capsys.readouterr()
+    assert "reads region features" in captured.err
+    assert "has no regions" not in captured.out + captured.err
 
 
 def test_a_checkpoint_of_another_model(trained, queries, tmp_path, capsys):
