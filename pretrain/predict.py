@@ -1,4 +1,7 @@
-"""A pre-trained model for pictures of one's own."""
+"""A pre-trained model for pictures of one's own.
+
+It answers nothing, so there is no command here: use `vl_bert.load` from Python, or `python -m viz.attention_maps`.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from common.data.image_file import ImageSource
 from common.engine.boxes import BoxSource
 from common.engine.build import AnyTask
 from common.engine.main import run
-from common.engine.predict_main import Shown, predict_main, predict_parser
+from common.engine.predict_main import Shown, predict_main, predict_parser, read_arguments
 from common.engine.predictor import Predictor, Query, Scene
 from common.modeling.packing import argmax_per_row
 from refcoco.model import RefCOCOOutputs
@@ -52,30 +52,19 @@ class RefCOCOPredictor(Predictor[Query, Found]):
         """The best box of every sentence; of equal ones the first."""
         lengths = batch.num_boxes
         best = (argmax_per_row(outputs.logits, lengths) - lengths.starts).tolist()
-        boxes = batch.boxes / batch.im_info[lengths.rows(), 2:4].repeat(1, 2)
-        shares = outputs.logits.sigmoid()
-        return [
-            Found(
-                box=tuple(corners[place].tolist()),
-                score=float(scores[place]),
-                region=place + 1 - (len(corners) - len(scene.classes)),
-                scores=tuple(scores.tolist()),
-            )
-            for scene, place, corners, scores in zip(
-                scenes,
-                best,
-                lengths.split(boxes),
-                lengths.split(shares),
-                strict=True,
-            )
-        ]
+        found = []
+        for scene, place, scores in zip(scenes, best, lengths.split(outputs.logits.sigmoid()), strict=True):
+            region = place + 1 - (len(scores) - len(scene.classes))
+            box = scene.regions.boxes[region - 1].tolist() if region else map(float, scene.picture.whole)
+            found.append(Found(tuple(box), float(scores[place]), region, tuple(scores.tolist())))
+        return found
 
 
 def main() -> None:
     """Reads the command line, and prints and draws the region."""
     flags = predict_parser("Find what an expression refers to in a picture.")
     flags.add_argument("--expression", required=True, help="what to look for")
-    args = flags.parse_args()
+    args = read_arguments(flags)
 
     def describe(scene: Scene, found: Found) -> Shown:
         corners = ", ".join(f"{side:.1f}" for side in found.box)

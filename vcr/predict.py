@@ -10,23 +10,21 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeAlias
 
-import torch
-
 from common.batch import Batch, Sample
-from common.data.coco import CLASS_INDEX
-from common.data.found import FoundRegions
+from common.data.box_file import GivenBoxes, boxes_of
 from common.data.image_file import ImageSource
+from common.data.instance_masks import check_polygons
 from common.data.store import Store, parse_model
 from common.engine.boxes import BoxSource
 from common.engine.build import AnyTask
 from common.engine.main import run
-from common.engine.predict_main import Shown, predict_main, predict_parser
-from common.engine.predictor import Predictor, Query, Scene
+from common.engine.predict_main import Shown, predict_main, predict_parser, read_arguments
+from common.engine.predictor import Encoding, Predictor, Query, Scene
 from common.errors import DataError, UsageError
 from vcr.dataset import VCRMetadata, VCRReader, VCRRecord
 from vcr.model import VCROutputs
@@ -46,13 +44,13 @@ class VCRQuery(Query):
     """A question with its choices. Texts refer to objects as `[0]` or `[0,2]`.
 
     Attributes:
-        choices: the answers, or for a QA->R model the rationales; equally many in all queries of a batch.
+        choices: the answers, or for a QA->R model the rationales; none to encode the question alone.
         answer: what a QA->R model is to find a reason for.
         polygons: outlines of every object; the boxes where None.
         first_name: number of the first person's name (`vcr.text.PERSON_NAMES`).
     """
 
-    choices: Sequence[str]
+    choices: Sequence[str] = ()
     answer: str | None = None
     polygons: Polygons | None = None
     first_name: int = 0
@@ -68,24 +66,34 @@ def words_of(text: str) -> list[str | list[int]]:
     ]
 
 
-def read_metadata(path: str | Path) -> tuple[FoundRegions, Polygons]:
-    """Reads the objects of a picture from its VCR metadata file: boxes, classes and scores, and polygons.
+def read_metadata(path: str | Path) -> tuple[GivenBoxes, Polygons]:
+    """Reads the objects of a picture from its VCR metadata file: boxes and classes, and polygons.
 
     Raises:
         DataError: the file cannot be used.
     """
-    found = parse_model(VCRMetadata, Store().read(str(path)), str(path))
+    found = parse_model(_Metadata, Store().read(str(path)), str(path))
     if not len(found.boxes) == len(found.segms) == len(found.names):
         raise DataError(f"{path}: boxes, segms and names must be equally many")
-    boxes = torch.tensor(found.boxes, dtype=torch.float32).view(-1, 5)
-    classes = torch.tensor([CLASS_INDEX.get(name, 0) for name in found.names], dtype=torch.int64)
-    return FoundRegions(boxes[:, :4], classes, boxes[:, 4]), found.segms
+    boxes = boxes_of({"boxes": [box[:4] for box in found.boxes], "classes": found.names}, str(path))
+    if found.width is not None and found.height is not None:
+        boxes = boxes._replace(size=(found.width, found.height))
+    return boxes, found.segms
 
 
-class VCRPredictor(Predictor[VCRQuery, tuple[float, ...]]):
+class _Metadata(VCRMetadata):
+    """With the size of the picture, which the data set does not need."""
+
+    width: int | None = None
+    height: int | None = None
+
+
+class VCRPredictor(Predictor[VCRQuery, tuple[float, ...], tuple[Encoding, ...]]):
     """Chooses among answers, or among rationales, as the model was trained."""
 
     task_class: ClassVar[type[AnyTask]] = VCRTask
+    query_class: ClassVar[type[Query]] = VCRQuery
+    first_region: ClassVar[int] = 0
 
     def predict(
         self,
@@ -100,48 +108,47 @@ class VCRPredictor(Predictor[VCRQuery, tuple[float, ...]]):
         return self.predict_batch([VCRQuery(image, question, boxes, choices=choices, answer=answer)])[0]
 
     def query(self, image: ImageSource, text: str, boxes: BoxSource | None = None) -> VCRQuery:
-        """A question without an answer, for `encode`."""
-        return VCRQuery(image, text, boxes, choices=[""], answer="")
+        """A question alone, for `encode`."""
+        return VCRQuery(image, text, boxes)
 
-    def answers(self, queries: Iterable[VCRQuery]) -> Iterator[tuple[Scene, tuple[float, ...]]]:
-        """See `Predictor`; the network scores equally many choices of every picture."""
-        waiting = list(queries)
-        if len({len(query.choices) for query in waiting}) > 1:
-            raise DataError("all queries of a batch must have equally many choices")
-        for query in waiting:
-            if isinstance(query.choices, str) or len(query.choices) < 2:
-                raise DataError("choices: give a list of at least two texts")
-            self._check_lengths(query)
-        return super().answers(waiting)
+    def of_query(self, encodings: list[Encoding]) -> tuple[Encoding, ...]:
+        """The encoding of every choice."""
+        return tuple(encodings)
 
-    def _check_lengths(self, query: VCRQuery) -> None:
-        """Says of texts that they are empty, or will be cut."""
-        lengths = []
-        for text in (query.text, *([] if query.answer is None else [query.answer]), *query.choices):
-            lengths.append(
-                len(
-                    self.word_ids(
-                        " ".join("x" if isinstance(word, list) else word for word in words_of(text))
-                    )
-                )
-            )
-        choices = lengths[-len(query.choices) :]
-        if (longest := sum(lengths) - sum(choices) + max(choices)) > TEXT_LIMIT:
+    def texts(self, query: VCRQuery) -> dict[str, str]:
+        """See `TrainedModel`."""
+        answer = {} if query.answer is None else {"its answer": query.answer}
+        choices = {f"choice {number}": choice for number, choice in enumerate(query.choices, 1)}
+        return {"its question": query.text, **answer, **choices}
+
+    def check(self, query: VCRQuery, *, answered: bool) -> None:
+        """See `TrainedModel`; also says of texts that they will be cut."""
+        if not isinstance(query.choices, list | tuple) or (answered and len(query.choices) < 2):
+            raise DataError("choices: give a list of at least two texts")
+        super().check(query, answered=answered)
+        lengths = [len(self.word_ids(text)) for text in self.texts(query).values()]
+        choices = lengths[len(lengths) - len(query.choices) :]
+        if (longest := sum(lengths) - sum(choices) + max(choices, default=0)) > TEXT_LIMIT:
             logger.warning(
                 "question and choice have %d word pieces; the model reads %d, and the ends of both are cut",
                 longest,
                 TEXT_LIMIT,
             )
 
-    def named_regions(self, scene: Scene, query: VCRQuery) -> tuple[Iterable[int], list[str]]:
-        """See `TrainedModel`; texts count objects from 0, and some models see only those that they speak of."""
-        kept = self._reader().kept(self._record(scene, query))
-        return kept, [scene.kinds()[place] for place in kept]
+    def word_ids(self, text: str) -> list[int]:
+        """See `TrainedModel`; a reference counts as a word."""
+        return super().word_ids(" ".join("x" if isinstance(word, list) else word for word in words_of(text)))
+
+    def kept(self, scene: Scene, query: VCRQuery) -> Sequence[int]:
+        """See `TrainedModel`; some models see only the objects that texts speak of."""
+        return self._reader().kept(self._record(scene, query))
 
     def sample(self, index: int, scene: Scene, query: VCRQuery) -> Sample:
         """Puts question and choices together as the dataset does."""
         record, reader = self._record(scene, query), self._reader()
         corners = scene.regions.boxes.tolist()
+        if query.polygons is not None:
+            check_polygons(query.polygons, len(corners))
         outlines = query.polygons or [
             [[(x1, y1), (x2, y1), (x2, y2), (x1, y2)]] for x1, y1, x2, y2 in corners
         ]
@@ -158,15 +165,14 @@ class VCRPredictor(Predictor[VCRQuery, tuple[float, ...]]):
         Raises:
             DataError: a text is missing, or refers to an object that is not there.
         """
-        self.word_ids(query.text)
         rationales = self.task.config.DATASET.TASK == "QA2R"
-        if rationales and query.answer is None:
+        if rationales and query.choices and query.answer is None:
             raise DataError(
                 "this model finds reasons (QA2R): give the answer to find one for (answer=, --answer)"
             )
         if query.answer and not rationales:
             raise DataError("this model finds answers (Q2A): it takes none (answer=, --answer)")
-        choices = [words_of(choice) for choice in query.choices]
+        choices = [words_of(choice) for choice in query.choices or [""]]
         answer = words_of(query.answer or "")
         question = words_of(query.text)
         largest = max(referenced_objects([question, answer, *choices]), default=-1)
@@ -201,7 +207,7 @@ def main() -> None:
     flags.add_argument("--question", required=True, help="what to ask; [0] is the first object")
     flags.add_argument("--choice", action="append", required=True, help="an answer or rationale; repeatable")
     flags.add_argument("--answer", help="what a QA->R model is to find a reason for")
-    args = flags.parse_args()
+    args = read_arguments(flags)
     if len(args.choice) < 2:
         raise UsageError("--choice: give at least two")
     if args.metadata and (args.boxes or args.detector):

@@ -33,6 +33,7 @@ class VCRTask(PredictingTask[VCRConfig, VCRBatch, VCROutputs]):
     config_class: ClassVar[type[ExperimentConfig]] = VCRConfig
     best_metric = "Acc"
     names = OfficialNames((("vlbert.", "vlbert._module."),))
+    telling_keys = ("TASK",)
 
     def build_dataset(self, split: Split) -> VCRDataset:
         """Opens and checks the data of one split."""

@@ -28,7 +28,8 @@ from common.data.image_file import open_image
 from common.data.store import Store
 from common.engine.attention import AttentionMaps, AttentionPlaces
 from common.engine.main import run
-from common.errors import DataError, UsageError
+from common.engine.results import check_result_file
+from common.errors import DataError
 from common.files import replace_file, writing
 
 logger = logging.getLogger(__name__)
@@ -144,11 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--image", help="the picture, or x.zip@/picture (default: where the json says it is)")
     parser.add_argument("--out", required=True, type=Path, help="HTML file to write")
     given = parser.parse_args(arguments)
-    if not given.out.parent.is_dir():
-        raise UsageError(f"--out {given.out}: there is no folder {given.out.parent}")
-    sources = [given.attention, given.attention.with_suffix(".json"), Path(given.image or given.attention)]
-    if given.out.resolve() in [path.resolve() for path in sources]:
-        raise UsageError(f"--out {given.out}: would overwrite what it is made from; name another file")
+    sources = (given.attention, given.attention.with_suffix(".json"), given.image)
+    check_result_file(given.out, "--out", sources)
     record = AttentionMaps.load(given.attention)
     write_page(record, find_picture(given.image, record.places), given.out)
     logger.info("%s: %.1f MB", given.out, given.out.stat().st_size / 1e6)

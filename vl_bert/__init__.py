@@ -2,12 +2,16 @@
 
     import vl_bert
     model = vl_bert.load("cfgs/vqa/base_4x16G_fp32.yaml", "vqa.model")
-    model.predict("street.jpg", "What colour is the car?")
+    model.predict("street.jpg", "What colour is the car?", "street.json")
+
+This model reads region features: `street.json` is the region file of the picture (`python -m data.extract_regions`);
+with an `extractor`, any boxes do. Models that read pixels need no features.
 
 `load` returns the class of the task: `VQAPredictor`, `RefCOCOPredictor`, `VCRPredictor`, or `PretrainedModel`; all of
 them `encode` pictures with texts. Where types are checked, `VQAPredictor.load(...)` says what it returns. Several
-pictures are a list of `Query` or `VCRQuery` for `predict_batch` and `encode_batch`. `TorchvisionDetector` is a `finder`
-of regions, `RegionExtractor` the `extractor` for models that read features.
+pictures are a list of `Query` or `VCRQuery` for `predict_batch` and `encode_batch`, which gives an encoding of each
+choice of a `VCRQuery`. `TorchvisionDetector` is a `finder` of regions, `RegionExtractor` the `extractor` for models
+that read features; both compute on the CPU unless a device is given.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ __all__ = [
     "read_config",
 ]
 
-AnyModel = TrainedModel[Any]
+AnyModel = TrainedModel[Any, Any]
 
 _MODELS: dict[str, type[AnyModel]] = {
     "vcr": VCRPredictor,

@@ -1,6 +1,9 @@
 """Answers a question about any picture.
 
-`python -m vqa.predict --cfg YAML --ckpt CHECKPOINT --image PICTURE --question "What colour is the car?"`
+`python -m vqa.predict --cfg YAML --ckpt CHECKPOINT --image PICTURE --boxes FILE --question "What colour is the car?"`
+
+A model that reads region features needs them: a region file (`--boxes`), or the network that computes them
+(`--features`), with boxes of any kind.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from common.data.image_file import ImageSource
 from common.engine.boxes import BoxSource
 from common.engine.build import AnyTask
 from common.engine.main import run
-from common.engine.predict_main import Shown, predict_main, predict_parser
+from common.engine.predict_main import Shown, predict_main, predict_parser, read_arguments
 from common.engine.predictor import Predictor, Query, Scene
 from common.errors import UsageError
 from vqa.dataset import assemble_question
@@ -42,7 +45,14 @@ class VQAPredictor(Predictor[Query, tuple[Answer, ...]]):
     def predict(
         self, image: ImageSource, question: str, boxes: BoxSource | None = None, *, top: int = 5
     ) -> tuple[Answer, ...]:
-        """Returns the `top` best answers, the best first; see `Query`."""
+        """Returns the `top` best answers, the best first; see `Query`.
+
+        Raises:
+            UsageError: `top` is no whole number of at least 1.
+            DataError: the query cannot be used.
+        """
+        if not isinstance(top, int) or top < 1:
+            raise UsageError(f"top: {top!r}: must be a whole number of at least 1")
         return self.predict_batch([Query(image, question, boxes)])[0][:top]
 
     def text(self, query: Query) -> TextSequence:
@@ -69,7 +79,7 @@ def main() -> None:
     flags = predict_parser("Answer a question about a picture.")
     flags.add_argument("--question", required=True, help="what to ask")
     flags.add_argument("--top", type=int, default=5, help="answers to show (default: %(default)s)")
-    args = flags.parse_args()
+    args = read_arguments(flags)
     if args.top < 1:
         raise UsageError(f"--top: {args.top}: must be at least 1")
 

@@ -28,7 +28,7 @@ def open_image(source: ImageSource) -> Image.Image:
 
     Raises:
         DataError: the file is missing or not a readable picture, the picture has too many pixels or none, or the
-            array has another shape or type.
+            array has another shape or type; or the source is something else.
     """
     if isinstance(source, np.ndarray):
         source = _of_array(source)
@@ -38,6 +38,11 @@ def open_image(source: ImageSource) -> Image.Image:
             return upright_rgb(source)
         except (OSError, ValueError) as error:
             raise DataError(f"{name}: not a readable picture ({error})") from error
+    if not isinstance(source, str | Path):
+        raise DataError(
+            f"a picture of type {type(source).__name__}; expected a path, a Pillow picture (of bytes: "
+            "Image.open(BytesIO(...))) or a uint8 array (h, w, 3)"
+        )
     return Store().picture(str(source), upright_rgb)
 
 

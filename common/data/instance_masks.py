@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.draw import polygon as fill_polygon
 
+from common.errors import DataError
+
 Polygon = Sequence[Sequence[float]]
 """Points x, y in pixels."""
 
@@ -39,3 +41,23 @@ def instance_mask(
             x, y = ((np.asarray(polygon, dtype=np.float32) - corner) * scale).clip(0, last).T
             mask[fill_polygon(y, x)] = True  # type: ignore[no-untyped-call]
     return mask
+
+
+def check_polygons(polygons: Sequence[Sequence[Polygon]], objects: int) -> None:
+    """Checks the polygons of all objects of a picture.
+
+    Raises:
+        DataError: they are not those of so many objects, or a point of them is not two finite numbers.
+    """
+    if not isinstance(polygons, Sequence) or len(polygons) != objects:
+        given = f"of {len(polygons)} objects" if isinstance(polygons, Sequence) else type(polygons).__name__
+        raise DataError(f"polygons: {given}; expected a list with those of each of the {objects} objects")
+    for number, outlines in enumerate(polygons):
+        try:
+            points = [np.asarray(outline, dtype=np.float64) for outline in outlines if len(outline)]
+        except (TypeError, ValueError):
+            points = [np.array(np.nan)]
+        if not all(one.ndim == 2 and one.shape[1] == 2 and np.isfinite(one).all() for one in points):
+            raise DataError(
+                f"polygons: those of object {number} are no lists of points x, y that are finite numbers"
+            )

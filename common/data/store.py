@@ -70,6 +70,8 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 @contextmanager
 def _clear_errors(path: str) -> Iterator[None]:
     """Says of an error of reading which path it concerns."""
+    if "\0" in path:
+        raise DataError(f"{path!r}: no path can hold a NUL character")
     try:
         yield
     except DataError:

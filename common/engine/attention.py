@@ -5,10 +5,11 @@ Letters: L layers, A heads, T text tokens, n regions, S = T + n + 1 places: text
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,12 +118,15 @@ class Named(NamedTuple):
         image: path of the picture, if any.
         numbers: of the regions; there may be more.
         kinds: class of each region, as far as they are known; of unknown ones an empty text.
+        boxes: x1, y1, x2, y2 of each region in pixels of the picture, the whole picture included; None for those of
+            the batch, taken back from the resized picture.
     """
 
     image_id: str
     image: str
     numbers: Iterable[int]
     kinds: Sequence[str]
+    boxes: Sequence[Sequence[float]] | None = None
 
 
 def places_of(
@@ -134,7 +138,7 @@ def places_of(
     whole: bool,
     upright: bool = False,
 ) -> list[AttentionPlaces]:
-    """Tells what stands at the places of every sequence of a batch with one text for each picture.
+    """Tells what stands at the places of every text sequence of a batch.
 
     Args:
         batch: the batch.
@@ -146,16 +150,17 @@ def places_of(
     """
     corners = (batch.boxes / batch.im_info[batch.num_boxes.rows(), 2:4].repeat(1, 2)).cpu()
     sizes = (batch.im_info[:, :2] / batch.im_info[:, 2:4]).round().long().tolist()
-    rows = zip(
-        named,
-        sizes,
+    pictures = list(zip(named, sizes, batch.num_boxes.split(corners), strict=True))
+    texts = zip(
+        batch.text.per_image.rows().tolist(),
         batch.text.lengths.split(batch.text.ids.cpu()),
-        batch.num_boxes.split(corners),
         encoded.num_regions,
         strict=True,
     )
     found = []
-    for (image_id, image, numbers, kinds), size, ids, boxes, count in rows:
+    for row, ids, count in texts:
+        (image_id, image, numbers, kinds, given), size, placed = pictures[row]
+        boxes = placed.tolist() if given is None else given
         regions = zip(numbers, chain(kinds, repeat("")), range(len(boxes) - whole), strict=False)
         labels = ["image"] * whole + [f"{number} {kind}".strip() for number, kind, _ in regions]
         found.append(
@@ -164,7 +169,7 @@ def places_of(
                 image=image,
                 size=tuple(size),
                 tokens=tuple(tokenizer.tokens(ids.tolist())),
-                boxes=tuple(tuple(box) for box in boxes[:count].tolist()),
+                boxes=tuple(map(tuple, boxes[:count])),
                 labels=tuple(labels[:count]),
                 upright=upright,
             )
@@ -176,6 +181,22 @@ def maps_of(encoded: Encoded, row: int) -> Tensor:
     """Returns (L, A, S, S) float32 on the CPU: the maps of one sequence, encoded with `kernel="explicit"`."""
     size = encoded.packing.lengths.sizes[row]
     return torch.stack([layer[row, :, :size, :size].float().cpu() for layer in encoded.output.attention])
+
+
+def image_ids(record_ids: Sequence[str]) -> list[str]:
+    """Returns names for files: the number of a COCO picture, or the name of a file without its ending.
+
+    A picture with several captions has a file for each: `name`, `name-2`, ... No name stands twice.
+    """
+    names: dict[str, None] = {}
+    last: Counter[str] = Counter()
+    for record_id in record_ids:
+        name = stem = PurePath(record_id).stem
+        while name in names:
+            last[stem] = max(last[stem], 1) + 1
+            name = f"{stem}-{last[stem]}"
+        names[name] = None
+    return list(names)
 
 
 def _load(path: Path) -> NDArray[np.floating[Any]]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from itertools import count
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from common.data.dataset import VisualLinguisticDataset
 from common.data.loader import build_loader
 from common.data.sampling import EpochBatches
 from common.engine import distributed
-from common.engine.attention import AttentionMaps, Named, maps_of, places_of
+from common.engine.attention import AttentionMaps, Named, image_ids, maps_of, places_of
 from common.engine.build import AnyTask
 from common.engine.evaluator import outputs_of
 from common.engine.main import parser
@@ -66,6 +65,8 @@ def attention_main(args: argparse.Namespace, task_class: type[AnyTask], override
     )
     torch.backends.cudnn.enabled = not args.cudnn_off
     folder = result_folder(Path(args.save_dir) / "attention_probs", "--save-dir")
+    if not config.NETWORK.PARTIAL_PRETRAIN and distributed.is_main():
+        logger.warning("no --ckpt and no NETWORK.PARTIAL_PRETRAIN: these are maps of an untrained model")
     task = task_class(config)
     dataset = task.build_dataset("val")
     model = task.build_model()
@@ -124,19 +125,3 @@ def write_maps(
             AttentionMaps(places, maps_of(encoded, row).numpy()).save(folder)
     distributed.barrier()  # what follows may read the files
     return total
-
-
-def image_ids(record_ids: Sequence[str]) -> list[str]:
-    """Returns names for files: the number of a COCO picture, or the name of a file without its ending.
-
-    A picture with several captions has a file for each: `name`, `name-2`, ... No name stands twice.
-    """
-    names: dict[str, None] = {}
-    last: Counter[str] = Counter()
-    for record_id in record_ids:
-        name = stem = PurePath(record_id).stem
-        while name in names:
-            last[stem] = max(last[stem], 1) + 1
-            name = f"{stem}-{last[stem]}"
-        names[name] = None
-    return list(names)

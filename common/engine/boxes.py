@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -24,14 +23,15 @@ BoxSource: TypeAlias = (
     str
     | Path
     | BoxFile
+    | GivenBoxes
     | FoundRegions
     | Sequence[Sequence[float]]
     | Mapping[str, Any]
     | NDArray[Any]
     | Tensor
 )
-"""A json file (see `BoxFile`; an open one is read once for many pictures), what a finder found, or boxes as `boxes_of`
-reads them."""
+"""A json file (see `BoxFile`; an open one is read once for many pictures), what it gives, what a finder found, or boxes
+as `boxes_of` reads them."""
 
 # Left, top, width, height as shares of the picture: the whole, its halves, and windows of half its sides.
 _HALVES = ((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 0.5))
@@ -114,7 +114,10 @@ def _given(source: Any, name: str, feature_dim: int | None) -> GivenBoxes:
         source = BoxFile(str(source))
     if isinstance(source, BoxFile):
         return source.of(Path(name).name, feature_dim=feature_dim)
-    where = f"the boxes of {name}"
-    if isinstance(source, np.ndarray | Tensor | Mapping):
-        return boxes_of(source, where, feature_dim)
-    return boxes_of(list(source), where, feature_dim)
+    if isinstance(source, GivenBoxes):
+        return source
+    if isinstance(source, Mapping):  # as a detector returns them
+        source = {
+            key: value.tolist() if isinstance(value, Tensor) else value for key, value in source.items()
+        }
+    return boxes_of(source, f"the boxes of {name}", feature_dim)

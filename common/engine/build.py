@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -13,10 +14,11 @@ from common.config_types import Split
 from common.data.loader import BatchLoader, build_loader
 from common.data.parts import NO_LIMITS, Limits
 from common.data.sampling import EpochBatches, JointBatches
-from common.engine import distributed
+from common.engine import checkpoint, distributed
 from common.engine.evaluator import predict
 from common.engine.precision import Precision
 from common.engine.task import PredictingTask, Task
+from common.errors import CheckpointError
 from common.modeling.pretrained import load_state, read_weights, weights_of
 
 AnyTask = Task[Any, Any, Any]
@@ -66,17 +68,37 @@ def load_model(task: AnyTask, path: str | Path, device: torch.device) -> nn.Modu
     """Builds the network and fills it from a checkpoint; no pretrained file is read.
 
     Raises:
-        CheckpointError: the file cannot be read or belongs to another network.
+        CheckpointError: the file cannot be read or belongs to another network or task.
     """
-    weights = weights_of(read_weights(path), str(path))
+    content = read_weights(path)
+    weights = weights_of(content, str(path))
+    _check_task(task, checkpoint.config_of(content), str(path))
     model = task.build_model()
     load_state(model, weights, task.names, str(path))
     return model.to(device).eval()
 
 
+def _check_task(task: AnyTask, written: Mapping[str, Any], source: str) -> None:
+    """Compares the task of a checkpoint with the configured one, as far as the file tells its own."""
+    data = written.get("DATASET")
+    theirs = data[0] if isinstance(data, list) and data else data
+    if not isinstance(theirs, dict):
+        return
+    ours = task.config.datasets[0]
+    allowed = {key: (getattr(ours, key),) for key in task.telling_keys}
+    # Of one task are all data sets that its configuration may name.
+    allowed["DATASET"] = get_args(type(ours).model_fields["DATASET"].annotation)
+    for key, values in allowed.items():
+        if values and key in theirs and theirs[key] not in values:
+            raise CheckpointError(
+                f"{source}: was trained with DATASET.{key}: {theirs[key]}, which is another task; expected "
+                f"{' or '.join(filter(None, values))}"
+            )
+
+
 def predict_split(
-    task: AnyPredictingTask, checkpoint: Path, split: Split, device: torch.device, precision: Precision
+    task: AnyPredictingTask, path: Path, split: Split, device: torch.device, precision: Precision
 ) -> list[dict[str, Any]]:
     """Predictions of a checkpoint for a whole split, in dataset order."""
     loader = build_split(task, split)
-    return predict(task, load_model(task, checkpoint, device), loader, device, precision)
+    return predict(task, load_model(task, path, device), loader, device, precision)

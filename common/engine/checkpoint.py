@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -97,6 +98,16 @@ def read(path: Path) -> dict[str, Any]:
         if part is not None:
             raise CheckpointError(f"{path}: damaged: the checksum of its part {part} is wrong")
     return read_weights(path)
+
+
+def config_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the configuration that a checkpoint carries; empty for files of the reference implementation."""
+    text = content.get("config")
+    try:
+        found = yaml.safe_load(text) if isinstance(text, str) else None
+    except yaml.YAMLError:
+        found = None
+    return found if isinstance(found, dict) else {}
 
 
 def model_state(model: nn.Module, names: OfficialNames) -> dict[str, Tensor]:

@@ -41,6 +41,9 @@ class TorchvisionDetector:
         score_threshold: least confidence of a region, 0 to 1.
         max_boxes: most regions of a picture, the surest first.
 
+    Attributes:
+        score_threshold: as given.
+
     Raises:
         UsageError: there is no such detector.
         CheckpointError: the file cannot be read, or holds another model.
@@ -50,7 +53,7 @@ class TorchvisionDetector:
         self,
         name: str,
         weights_file: str | Path,
-        device: torch.device,
+        device: torch.device | str = "cpu",
         score_threshold: float = 0.2,
         max_boxes: int = 100,
     ) -> None:
@@ -79,6 +82,7 @@ class TorchvisionDetector:
                     module.eps = 0.0
         self._model = model.to(device).eval()
         self._device = device
+        self.score_threshold = score_threshold
         self._classes = torch.tensor([CLASS_OF_CATEGORY.get(label, 0) for label in range(91)])
 
     def __call__(self, images: list[Image.Image]) -> list[FoundRegions]:

@@ -24,7 +24,6 @@ from typing import NoReturn, TypeVar
 
 import numpy as np
 import torch
-import yaml
 from torch import nn
 
 from common.config import ExperimentConfig, dump_config, load_config
@@ -295,7 +294,7 @@ def _with_seed(config: ExperimentConfig, resumed: Resumed) -> ExperimentConfig:
         return config
     seed = random.SystemRandom().randrange(2**31)
     if resumed is not None:
-        seed = (yaml.safe_load(read_weights(resumed[0]).get("config", "")) or {}).get("RNG_SEED", seed)
+        seed = checkpoint.config_of(read_weights(resumed[0])).get("RNG_SEED", seed)
     seed = distributed.gather_objects(seed)[0]
     logger.info("RNG_SEED -1: this run uses %d", seed)
     return config.model_copy(update={"RNG_SEED": seed})

@@ -16,11 +16,16 @@ from common.engine.drawing import DrawnBox, draw
 from common.engine.main import log_to_stderr, parser
 from common.engine.predictor import Predictor, QueryT, Scene, TrainedModel, device_of
 from common.engine.region_extractor import RegionExtractor
+from common.engine.results import check_result_file
 from common.errors import UsageError
 from common.files import replace_file, writing
 
 PredictionT = TypeVar("PredictionT")
-ModelT = TypeVar("ModelT", bound=TrainedModel[Any])
+ModelT = TypeVar("ModelT", bound=TrainedModel[Any, Any])
+
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""What `--save` writes, by the ending of the name."""
 
 
 class Shown(NamedTuple):
@@ -73,20 +78,36 @@ def predict_parser(description: str) -> argparse.ArgumentParser:
     add_model_flags(result)
     result.add_argument("--image", required=True, help="the picture")
     result.add_argument("--json", action="store_true", help="print json")
-    result.add_argument("--save", metavar="FILE", help="draw regions and answer into this picture")
+    result.add_argument(
+        "--save", metavar="FILE", help=f"draw regions and answer into this picture ({', '.join(FORMATS)})"
+    )
     return result
+
+
+def read_arguments(flags: argparse.ArgumentParser) -> argparse.Namespace:
+    """Reads the command line of a `predict.py`, and checks `--save` before anything is computed.
+
+    Raises:
+        UsageError: a flag is wrong.
+    """
+    args = flags.parse_args()
+    log_to_stderr()
+    if args.save:
+        path = Path(args.save)
+        if path.suffix.lower() not in FORMATS:
+            raise UsageError(f"--save: {path}: must end in {', '.join(FORMATS)}")
+        sources = (args.image, args.cfg, args.ckpt, args.boxes, args.features, args.detector_weights)
+        check_result_file(path, "--save", (*sources, getattr(args, "metadata", None)))
+    return args
 
 
 def predict_main(
     args: argparse.Namespace,
-    predictor_class: type[Predictor[QueryT, PredictionT]],
+    predictor_class: type[Predictor[QueryT, PredictionT, Any]],
     query: QueryT,
     describe: Callable[[Scene, PredictionT], Shown],
 ) -> None:
-    """Answers one query as the command line says, and prints and draws the answer."""
-    log_to_stderr()
-    if args.save:
-        _check_picture_name(Path(args.save))
+    """Answers one query as the command line (`read_arguments`) says, and prints and draws the answer."""
     ((scene, prediction),) = load_from_flags(args, predictor_class).answers([query])
     shown = describe(scene, prediction)
     if args.json:
@@ -97,17 +118,12 @@ def predict_main(
         _save(draw(scene.image, shown.boxes, shown.title), Path(args.save))
 
 
-def _check_picture_name(path: Path) -> None:
-    if _format(path) not in Image.SAVE:
-        raise UsageError(f"--save: {path}: must end in .png or .jpg")
-    if not path.parent.is_dir():
-        raise UsageError(f"--save: {path}: there is no folder {path.parent}")
-
-
-def _format(path: Path) -> str:
-    return Image.registered_extensions().get(path.suffix.lower(), "")
-
-
 def _save(picture: Image.Image, path: Path) -> None:
+    def fill(temporary: Path) -> None:
+        try:
+            picture.save(temporary, FORMATS[path.suffix.lower()])
+        except ValueError as error:  # too large for WebP
+            raise OSError(str(error)) from error
+
     with writing(path):
-        replace_file(path, lambda temporary: picture.save(temporary, _format(path)))
+        replace_file(path, fill)

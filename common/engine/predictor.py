@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
-from typing_extensions import Self
+from typing_extensions import Self, TypeVar
 
 from common.batch import Batch, Sample, TextSequence
 from common.config import load_config
@@ -29,9 +31,10 @@ from common.data.region_json import Regions
 from common.data.regions import with_whole_image
 from common.data.transforms import place_boxes
 from common.engine import checkpoint
-from common.engine.attention import AttentionMaps, AttentionPlaces, Named, maps_of, places_of
+from common.engine.attention import AttentionMaps, AttentionPlaces, Named, image_ids, maps_of, places_of
 from common.engine.boxes import BoxSource, GridFinder, regions_of
 from common.engine.build import AnyTask, load_model
+from common.engine.detector import alike
 from common.engine.drawing import DrawnBox
 from common.engine.main import run_folder
 from common.engine.precision import Precision, single
@@ -42,8 +45,10 @@ from common.modeling.visual_linguistic_model import VisualLinguisticModel
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 QueryT = TypeVar("QueryT", bound="Query")
 PredictionT = TypeVar("PredictionT")
+EncodedT = TypeVar("EncodedT", default="Encoding")
 
 BATCH = 16
 """Pictures that are run at once."""
@@ -57,11 +62,24 @@ class Query:
         image: path, PIL picture, or (h, w, 3) uint8 array.
         text: the sentence.
         boxes: regions of the picture in any form that `common.engine.boxes` knows; None lets the finder look.
+        name: what the picture is called where files name boxes, in messages and by files of maps; by default as its
+            own file.
     """
 
     image: ImageSource
     text: str
     boxes: BoxSource | None = None
+    name: str = ""
+
+    @property
+    def path(self) -> str:
+        """The file of the picture; empty where that is not known."""
+        source = getattr(self.image, "filename", "") if isinstance(self.image, Image.Image) else self.image
+        return str(source) if isinstance(source, str | Path) else ""
+
+    def called(self, number: int) -> str:
+        """The name of the picture; without any, its number."""
+        return str(self.name or self.path or f"picture {number}")
 
 
 class Scene(NamedTuple):
@@ -140,8 +158,8 @@ def device_of(name: str | torch.device | None) -> torch.device:
     return device
 
 
-class TrainedModel(Generic[QueryT]):
-    """A trained model that encodes pictures with texts.
+class TrainedModel(Generic[QueryT, EncodedT]):
+    """A trained model that encodes pictures with texts; what it computes of a query does not depend on the others.
 
     Args:
         task: its task, under its configuration.
@@ -153,9 +171,13 @@ class TrainedModel(Generic[QueryT]):
 
     Attributes:
         task_class: the task that `load` builds.
+        query_class: what it is asked.
+        first_region: number of the first region of a picture.
     """
 
     task_class: ClassVar[type[AnyTask]]
+    query_class: ClassVar[type[Query]] = Query
+    first_region: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -224,18 +246,44 @@ class TrainedModel(Generic[QueryT]):
         self, image: ImageSource, text: str, boxes: BoxSource | None = None, *, attention: bool = False
     ) -> Encoding:
         """Encodes a picture with a text; see `Query` and `Encoding`."""
-        return self.encode_batch([self.query(image, text, boxes)], attention=attention)[0]
+        return self._encoded([self.query(image, text, boxes)], attention)[0][0]
 
-    def encode_batch(self, queries: Iterable[QueryT], *, attention: bool = False) -> list[Encoding]:
-        """Encodes pictures with texts, several at once."""
-        encodings: list[Encoding] = []
-        for asked, scenes, batch in self._batches(queries):
-            encodings += self._encode(asked, scenes, batch, attention)
-        return encodings
+    def encode_batch(self, queries: Iterable[QueryT], *, attention: bool = False) -> list[EncodedT]:
+        """Encodes pictures with texts, several at once; the names of their files of maps are different.
+
+        Returns:
+            The encoding of each query, in their order; of a VCR query a tuple with one of each choice.
+        """
+        return [self.of_query(encodings) for encodings in self._encoded(queries, attention)]
+
+    def of_query(self, encodings: list[Encoding]) -> EncodedT:
+        """Returns the only encoding of a query; tasks with several replace it."""
+        (encoding,) = encodings
+        return encoding  # type: ignore[return-value]
 
     def query(self, image: ImageSource, text: str, boxes: BoxSource | None = None) -> QueryT:
         """Returns the query of one text; tasks with queries of their own replace it."""
         return Query(image, text, boxes)  # type: ignore[return-value]
+
+    def texts(self, query: QueryT) -> dict[str, str]:
+        """Returns what a query says, by what messages call it; all of it must have words."""
+        return {"its text": query.text}
+
+    def check(self, query: QueryT, *, answered: bool) -> None:
+        """Checks what a query says before its picture is opened.
+
+        Args:
+            query: of `query_class`.
+            answered: whether it is to be answered, not only encoded.
+
+        Raises:
+            DataError: a text is none, or is empty.
+        """
+        for what, text in self.texts(query).items():
+            if not isinstance(text, str):
+                raise DataError(f"{what} is of type {type(text).__name__}; expected str")
+            if not self.word_ids(text):
+                raise DataError(f"{what} is empty; give at least one word")
 
     def text(self, query: QueryT) -> TextSequence:
         """Returns a query's text as the network reads it: `[CLS] words [SEP]`, unless the task replaces this."""
@@ -243,26 +291,17 @@ class TrainedModel(Generic[QueryT]):
         return TextSequence.plain([tokenizer.cls_id, *self.word_ids(query.text), tokenizer.sep_id])
 
     def word_ids(self, text: str) -> list[int]:
-        """Returns the ids of the word pieces of a text.
+        """Returns the ids of the word pieces of a text."""
+        return self.task.tokenizer.ids(text)
 
-        Raises:
-            DataError: it has none.
-        """
-        ids = self.task.tokenizer.ids(text)
-        if not ids:
-            raise DataError("its text is empty; give at least one word")
-        return ids
-
-    def named_regions(self, scene: Scene, query: QueryT) -> tuple[Iterable[int], list[str]]:
-        """Returns number and class of every region that the network sees; of an unknown class an empty text."""
-        return count(1), scene.kinds()
+    def kept(self, scene: Scene, query: QueryT) -> Sequence[int]:
+        """Returns the places of the regions that the network sees, in its order: all, unless the task replaces this."""
+        return range(len(scene.classes))
 
     def sample(self, index: int, scene: Scene, query: QueryT) -> Sample:
         """Returns a query as an item of a dataset."""
         picture = scene.picture
-        boxes, features = with_whole_image(
-            scene.regions, picture, add=self.task.config.datasets[0].ADD_IMAGE_AS_A_BOX
-        )
+        boxes, features = with_whole_image(scene.regions, picture, add=self._adds_whole)
         return Sample(
             index=index,
             record_id=scene.name,
@@ -274,34 +313,57 @@ class TrainedModel(Generic[QueryT]):
             box_features=features,
         )
 
-    def _batches(self, queries: Iterable[QueryT]) -> Iterator[tuple[list[QueryT], list[Scene], Batch]]:
-        """Reads queries, some at a time; batches are on the device."""
+    @property
+    def _adds_whole(self) -> bool:
+        return bool(self.task.config.datasets[0].ADD_IMAGE_AS_A_BOX)
+
+    def _results(
+        self,
+        queries: Iterable[QueryT],
+        read: Callable[[Sequence[QueryT], Sequence[Scene], Batch], Sequence[T]],
+        *,
+        answered: bool,
+    ) -> Iterator[tuple[Scene, T]]:
+        """Yields the scene of each query and what `read` makes of it, in their order.
+
+        Queries run together where the network pads none of their pictures and they have equally many texts.
+        """
         waiting = list(queries)
+        for number, query in enumerate(waiting, 1):
+            if not isinstance(query, self.query_class):
+                kind, expected = type(query).__name__, self.query_class.__name__
+                raise DataError(f"query {number} is of type {kind}; this model takes {expected}")
+            with _naming(query.called(number)):
+                self.check(query, answered=answered)
         for start in range(0, len(waiting), BATCH):
             part = waiting[start : start + BATCH]
             scenes = self.see(part, start)
             samples = []
             for number, (scene, query) in enumerate(zip(scenes, part, strict=True), start):
-                try:
+                with _naming(scene.name):
                     samples.append(self.sample(number, scene, query))
-                except DataError as error:
-                    raise DataError(f"{scene.name}: {error}") from error
-            yield part, scenes, collate(samples, Batch).to(self.device)
+            found: dict[int, T] = {}
+            for members in alike(
+                (sample.image is not None and sample.canvas, len(sample.texts)) for sample in samples
+            ):
+                batch = collate([samples[place] for place in members], Batch).to(self.device)
+                results = read(
+                    [part[place] for place in members], [scenes[place] for place in members], batch
+                )
+                found.update(zip(members, results, strict=True))
+            yield from ((scene, found[place]) for place, scene in enumerate(scenes))
 
     def see(self, queries: Sequence[QueryT], start: int = 0) -> list[Scene]:
         """Opens the pictures, and finds regions and computes features where a query does not bring them.
 
         Args:
             queries: a few.
-            start: how many came before them; pictures without a path are numbered.
+            start: how many came before them; pictures without a name are numbered.
 
         Raises:
             DataError: a picture or its regions cannot be used.
         """
-        names = [
-            str(query.image) if isinstance(query.image, str | Path) else f"picture {number}"
-            for number, query in enumerate(queries, start + 1)
-        ]
+        names = [query.called(number) for number, query in enumerate(queries, start + 1)]
         images = [open_image(query.image) for query in queries]
         found = self._find(names, images, queries)
         extractor = self.model.image_feature_extractor
@@ -321,63 +383,114 @@ class TrainedModel(Generic[QueryT]):
     ) -> list[tuple[Regions, Tensor]]:
         """Returns the regions of each picture and their categories."""
         missing = [number for number, query in enumerate(queries) if query.boxes is None]
+        if missing and self._reads_features and self.extractor is None:
+            raise _no_features(names[missing[0]])
         looked = dict(zip(missing, self.finder([images[number] for number in missing]), strict=True))
         width = PRECOMPUTED_DIM if self._reads_features else None
         found = [
             regions_of(looked.get(number, query.boxes), name, image.size, width)  # type: ignore[arg-type]
             for number, (name, image, query) in enumerate(zip(names, images, queries, strict=True))
         ]
-        if not self._reads_features:
-            return found
-        bare = [number for number, (regions, _) in enumerate(found) if regions.features is None]
-        if bare and self.extractor is None:
-            raise DataError(
-                f"{names[bare[0]]}: this model reads region features (NETWORK.IMAGE_FEAT_PRECOMPUTED), and none "
-                "are given: give a region file that has them (boxes=, --boxes), or the network that computes them "
-                "(extractor=, --features)"
-            )
-        if bare:
-            assert self.extractor is not None
-            computed = self.extractor(
-                [images[number] for number in bare], [found[number][0].boxes for number in bare]
-            )
-            for number, (features, whole) in zip(bare, computed, strict=True):
-                regions, classes = found[number]
-                found[number] = regions._replace(features=features, image_feature=whole), classes
+        if self._reads_features:
+            found = self._with_features(names, images, found)
+        for number, (name, (regions, _)) in enumerate(zip(names, found, strict=True)):
+            if self._adds_whole and not len(regions.boxes):
+                least = getattr(self.finder, "score_threshold", None) if number in looked else None
+                why = "" if least is None else f" with a confidence of at least {least:g} (--score-threshold)"
+                logger.warning("%s: has no regions%s: the model sees the whole picture alone", name, why)
         return found
 
+    def _with_features(
+        self, names: Sequence[str], images: Sequence[Image.Image], found: list[tuple[Regions, Tensor]]
+    ) -> list[tuple[Regions, Tensor]]:
+        """Returns the regions of each picture, with features."""
+        bare = [number for number, (regions, _) in enumerate(found) if regions.features is None]
+        if not bare:
+            return found
+        if self.extractor is None:
+            raise _no_features(names[bare[0]])
+        computed = self.extractor(
+            [images[number] for number in bare], [found[number][0].boxes for number in bare]
+        )
+        for number, (features, whole) in zip(bare, computed, strict=True):
+            regions, classes = found[number]
+            found[number] = regions._replace(features=features, image_feature=whole), classes
+        return found
+
+    def _encoded(self, queries: Iterable[QueryT], attention: bool) -> list[list[Encoding]]:
+        """Returns the encodings of each query, in their order."""
+        read = partial(self._encode, attention=attention)
+        found = [encodings for _, encodings in self._results(queries, read, answered=False)]
+        names = iter(image_ids([one.places.image_id for encodings in found for one in encodings]))
+        return [
+            [
+                replace(one, places=one.places.model_copy(update={"image_id": next(names)}))
+                for one in encodings
+            ]
+            for encodings in found
+        ]
+
     def _encode(
-        self, queries: Sequence[QueryT], scenes: Sequence[Scene], batch: Batch, attention: bool
-    ) -> list[Encoding]:
+        self, queries: Sequence[QueryT], scenes: Sequence[Scene], batch: Batch, *, attention: bool
+    ) -> list[list[Encoding]]:
         model, bert = self.model, self.model.vlbert
         with torch.inference_mode(), self.precision.autocast():
             encoded = model.encode(
                 batch, model.region_features(batch), kernel="explicit" if attention else "auto"
             )
             pooled = encoded.first() if bert.pooler is None else bert.pool(encoded)
-        named = [
-            Named(
-                Path(scene.name).stem,
-                str(query.image) if isinstance(query.image, str | Path) else "",
-                *self.named_regions(scene, query),
-            )
-            for scene, query in zip(scenes, queries, strict=True)
-        ]
-        whole = bool(self.task.config.datasets[0].ADD_IMAGE_AS_A_BOX)
         columns = zip(
-            places_of(batch, encoded, named, self.task.tokenizer, whole=whole, upright=True),
+            places_of(
+                batch,
+                encoded,
+                list(map(self._named, scenes, queries)),
+                self.task.tokenizer,
+                whole=self._adds_whole,
+                upright=True,
+            ),
             batch.text.lengths.split(single(encoded.text()).cpu()),
             torch.split(single(encoded.regions()).cpu(), encoded.num_regions),
             single(pooled).cpu(),
             strict=True,
         )
-        return [
-            Encoding(*states, maps_of(encoded, row) if attention else None)
-            for row, states in enumerate(columns)
-        ]
+        rows = iter(
+            [
+                Encoding(*states, maps_of(encoded, row) if attention else None)
+                for row, states in enumerate(columns)
+            ]
+        )
+        return [list(islice(rows, texts)) for texts in batch.text.per_image.sizes]
+
+    def _named(self, scene: Scene, query: QueryT) -> Named:
+        """Says what a scene and its regions are called, and where they are."""
+        kept, kinds = self.kept(scene, query), scene.kinds()
+        boxes = scene.regions.boxes[list(kept)].tolist()
+        return Named(
+            scene.name,
+            query.path,
+            [self.first_region + place for place in kept],
+            [kinds[place] for place in kept],
+            [scene.picture.whole, *boxes] if self._adds_whole else boxes,
+        )
 
 
-class Predictor(TrainedModel[QueryT], ABC, Generic[QueryT, PredictionT]):
+@contextmanager
+def _naming(picture: str) -> Iterator[None]:
+    """Says of an error which picture it concerns."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{picture}: {error}") from error
+
+
+def _no_features(picture: str) -> DataError:
+    return DataError(
+        f"{picture}: this model reads region features (NETWORK.IMAGE_FEAT_PRECOMPUTED), and none are given: give a "
+        "region file that has them (boxes=, --boxes), or the network that computes them (extractor=, --features)"
+    )
+
+
+class Predictor(TrainedModel[QueryT, EncodedT], ABC, Generic[QueryT, PredictionT, EncodedT]):
     """A trained model that also answers."""
 
     def predict_batch(self, queries: Iterable[QueryT]) -> list[PredictionT]:
@@ -386,10 +499,12 @@ class Predictor(TrainedModel[QueryT], ABC, Generic[QueryT, PredictionT]):
 
     def answers(self, queries: Iterable[QueryT]) -> Iterator[tuple[Scene, PredictionT]]:
         """Yields the scene and the prediction of each query, in their order."""
-        for _, scenes, batch in self._batches(queries):
-            with torch.inference_mode(), self.precision.autocast():
-                outputs = single(self.model(batch))
-            yield from zip(scenes, self.predictions(outputs, batch, scenes), strict=True)
+        return self._results(queries, self._answer, answered=True)
+
+    def _answer(self, queries: Sequence[QueryT], scenes: Sequence[Scene], batch: Batch) -> list[PredictionT]:
+        with torch.inference_mode(), self.precision.autocast():
+            outputs = single(self.model(batch))
+        return self.predictions(outputs, batch, scenes)
 
     @abstractmethod
     def predictions(self, outputs: Any, batch: Batch, scenes: Sequence[Scene]) -> list[PredictionT]:

@@ -65,7 +65,9 @@ class RegionExtractor:
         feature_dim: F.
     """
 
-    def __init__(self, branch: FastRCNN, device: torch.device, scales: Sequence[int] = SCALES) -> None:
+    def __init__(
+        self, branch: FastRCNN, device: torch.device | str = "cpu", scales: Sequence[int] = SCALES
+    ) -> None:
         self.feature_dim = branch.feature_dim
         self._branch = branch.to(device).eval()
         self._device = device
@@ -73,7 +75,7 @@ class RegionExtractor:
 
     @classmethod
     def from_resnet_file(
-        cls, path: str | Path, device: torch.device, config: ExperimentConfig | None = None
+        cls, path: str | Path, device: torch.device | str = "cpu", config: ExperimentConfig | None = None
     ) -> Self:
         """Takes a ResNet in torchvision's naming, such as `resnet101-pt-vgbua-0000.model`.
 
@@ -98,7 +100,9 @@ class RegionExtractor:
         return cls(branch, device, config.SCALES if config else SCALES)
 
     @classmethod
-    def from_checkpoint(cls, config: ExperimentConfig, path: str | Path, device: torch.device) -> Self:
+    def from_checkpoint(
+        cls, config: ExperimentConfig, path: str | Path, device: torch.device | str = "cpu"
+    ) -> Self:
         """Takes the region branch of a VL-BERT checkpoint.
 
         Args:

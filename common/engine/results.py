@@ -6,7 +6,7 @@ import argparse
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from common.engine import checkpoint, distributed
 from common.engine.build import AnyPredictingTask, predict_split
 from common.engine.precision import Precision
-from common.errors import ConfigError
+from common.errors import ConfigError, UsageError
 from common.files import replace_file
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,26 @@ def result_folder(path: str | Path, flag: str = "--result-path") -> Path:
     except OSError as error:
         raise ConfigError(f"{flag}: {folder}: cannot write there: {error.strerror}") from error
     return folder
+
+
+def check_result_file(path: Path, flag: str, sources: Iterable[str | Path | None]) -> None:
+    """Checks the file that a flag names, before anything is read.
+
+    Args:
+        path: the file; its folder must be there.
+        flag: for messages.
+        sources: what the result is made from; empty ones are none.
+
+    Raises:
+        UsageError: nothing can be written there, or it is one of the sources.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(f"{flag}: {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UsageError(f"{flag}: {path}: is a folder; name a file")
+    if path.resolve() in [Path(source).resolve() for source in sources if source]:
+        raise UsageError(f"{flag}: {path}: would overwrite what it is made from; name another file")
+    result_folder(path.parent, flag)
 
 
 def write_result(path: Path, fill: Callable[[Path], object]) -> None:

@@ -43,12 +43,14 @@ class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
         config_class: the schema of its yaml files.
         validates_losses: whether validation also reports the losses (pre-training does).
         names: the names of its parameters on disk.
+        telling_keys: keys of `DATASET` that tell its models apart, which their parameters do not.
     """
 
     name: ClassVar[str]
     config_class: ClassVar[type[ExperimentConfig]]
     validates_losses: ClassVar[bool] = False
     names: ClassVar[OfficialNames] = OfficialNames()
+    telling_keys: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config

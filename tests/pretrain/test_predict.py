@@ -33,6 +33,15 @@ def maps(trained):
     return trained.out / "maps/attention_probs"
 
 
+def test_an_untrained_model_is_announced(trained, caplog):
+    flags = ("--cfg", str(trained.cfg), "--save-dir", str(trained.out / "x"), "--limit", "1", "--gpus", "-1")
+    assert trained.command("vis", *flags) == 0
+    message = "no --ckpt and no NETWORK.PARTIAL_PRETRAIN: these are maps of an untrained model"
+    assert caplog.messages.count(message) == 1
+    assert trained.command("vis", *flags, "--ckpt", str(trained.checkpoint())) == 0
+    assert caplog.messages.count(message) == 1
+
+
 def captions(world: World) -> list[dict]:
     return [json.loads(line) for line in (world.data / "val_frcnn.json").read_text().splitlines()]
 

@@ -10,7 +10,12 @@ import sys
 import pytest
 import torch
 
+from common.config import load_config
+from common.engine.build import load_model
+from common.errors import CheckpointError
 from common.modeling.pretrained import read_weights
+from refcoco.config import RefCOCOConfig
+from refcoco.task import RefCOCOTask
 from tests.refcoco.world import World
 from tests.world import ROOT, start
 
@@ -87,6 +92,21 @@ def test_the_archive_gives_the_same_weights_as_the_folder(world, trained):
     ours, theirs = (read_weights(w.checkpoint())["state_dict"] for w in (world, trained))
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_checkpoint_serves_all_data_sets_of_its_task_alone(trained, tmp_path):
+    changes = trained.overrides("DATASET.DATASET=refcocog")
+    task, cpu = RefCOCOTask(load_config(RefCOCOConfig, trained.cfg, changes)), torch.device("cpu")
+    load_model(task, trained.checkpoint(), cpu)
+    content = read_weights(trained.checkpoint())
+    for written in ("DATASET: [{DATASET: vqa}]", "DATASET: {DATASET: vcr}"):
+        torch.save({**content, "config": written}, tmp_path / "x.model")
+        with pytest.raises(CheckpointError, match=r"another task; expected refcoco or refcoco\+ or refcocog"):
+            load_model(task, tmp_path / "x.model", cpu)
+    # What tells nothing passes, such as the files of the reference implementation.
+    for written in ("DATASET: [", "DATASET: {}", "7", 7, None):
+        torch.save({**content, "config": written}, tmp_path / "x.model")
+        load_model(task, tmp_path / "x.model", cpu)
 
 
 def test_proposals_have_no_identity(trained, capsys):

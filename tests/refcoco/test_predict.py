@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import vl_bert
+from common.data.found import FoundRegions
 from common.engine.predictor import Query
 from refcoco.predict import RefCOCOPredictor
 from tests.refcoco.world import World
@@ -85,6 +86,58 @@ def test_pictures_of_any_kind(model):
     ):
         found = model.predict(picture, "red car", None if picture is not None else boxes)
         assert 0 <= found.score <= 1
+
+
+def test_pictures_do_not_depend_on_each_other(model):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    boxes = [[1, 1, 20, 20], [5, 30, 50, 55]]
+    queries = [
+        Query(picture, "red car", boxes) for picture in (pixels, pixels.transpose(1, 0, 2), pixels[:, :70])
+    ]
+    queries += queries[:1]
+    for together, query in zip(model.predict_batch(queries), queries, strict=True):
+        np.testing.assert_allclose(
+            together.scores, model.predict(query.image, query.text, query.boxes).scores, atol=1e-6
+        )
+    for together, query in zip(model.encode_batch(queries), queries, strict=True):
+        alone = model.encode(query.image, query.text, query.boxes)
+        torch.testing.assert_close(together.text, alone.text, atol=1e-6, rtol=1e-5)
+
+
+def test_boxes_are_those_that_were_given(model):
+    """A picture so large that the network sees few of its pixels."""
+    picture = Image.new("RGB", (1700, 1300))
+    box = [1391.3, 1200.25, 1699.0, 1299.0]
+    found = [model.predict(picture, text, [box]) for text in ("red car", "left", "ball", "blue person")]
+    expected = {0: (0, 0, 1699, 1299), 1: tuple(np.float32(box).tolist())}
+    for one in found:
+        assert one.box == expected[one.region]
+    assert model.encode(picture, "red car", [box]).places.boxes == tuple(expected.values())
+
+
+@pytest.mark.parametrize("boxes", [[], np.zeros((0, 4))])
+def test_no_regions_are_announced(model, boxes, caplog):
+    assert model.predict(Image.new("RGB", (9, 8)), "red car", boxes).region == 0
+    assert caplog.messages == ["picture 1: has no regions: the model sees the whole picture alone"]
+    assert model.encode(Image.new("RGB", (9, 8)), "red car", boxes).places.labels == ("image",)
+
+
+def test_a_detector_that_finds_nothing_is_announced(trained, model, caplog):
+    class Nothing:
+        score_threshold = 0.25
+
+        def __call__(self, images):
+            none = torch.zeros(0)
+            return [FoundRegions(none.view(0, 4), none.long(), none) for _ in images]
+
+    looking = RefCOCOPredictor(
+        model.task, model.model, device=model.device, precision=model.precision, finder=Nothing()
+    )
+    looking.predict(Image.new("RGB", (9, 8)), "red car")
+    assert caplog.messages == [
+        "picture 1: has no regions with a confidence of at least 0.25 (--score-threshold): the model sees the whole "
+        "picture alone"
+    ]
 
 
 def test_the_command(trained, tmp_path, capsys):

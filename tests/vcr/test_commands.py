@@ -89,6 +89,17 @@ def test_features_are_computed_once_for_all_conditions(trained, monkeypatch):
     assert sum(images) == 5
 
 
+def test_a_checkpoint_of_the_other_task(trained, capsys):
+    model = ("--a-cfg", str(CFGS["Q2A"]), "--a-ckpt", str(trained.checkpoint("QA2R")))
+    for command in ("val", "test"):
+        assert trained.evaluate(command, *model, "--result-name", "other") == 1
+        error = capsys.readouterr().err
+        assert (
+            "toy_r-best.model: was trained with DATASET.TASK: QA2R, which is another task; expected Q2A"
+            in error
+        )
+
+
 def test_do_test_and_resume_of_a_finished_run(trained):
     best = trained.checkpoint()
     before = best.stat().st_mtime_ns

@@ -12,6 +12,7 @@ from PIL import Image
 
 import vl_bert
 from common.data.coco import CLASS_NAMES
+from common.engine.predictor import Query
 from common.errors import DataError
 from tests.vcr.world import CFGS, World
 from tests.world import SPREAD
@@ -106,7 +107,7 @@ def test_regions_that_no_text_speaks_of_are_left_out(trained):
 def test_names_of_persons(trained):
     model = load(trained, "Q2A")
     given = query(trained, "Q2A", 0)
-    persons = given.boxes._replace(classes=torch.ones_like(given.boxes.classes))
+    persons = given.boxes._replace(classes=np.ones_like(given.boxes.classes))
     given = dataclasses.replace(given, text="who is [0] ?", choices=["a", "b"], boxes=persons)
     first, second = (
         model.task.tokenizer.tokens(model.sample(0, *seen).texts[0].ids.tolist())
@@ -124,8 +125,18 @@ def test_names_of_persons(trained):
         ("QA2R", {"choices": ["it is [99]", "no"]}, "refers to object 99, but there are "),
         ("Q2A", {"choices": "yes"}, "give a list of at least two texts"),
         ("Q2A", {"choices": ["yes"]}, "give a list of at least two texts"),
-        ("Q2A", {"choices": ["yes", " "]}, "its text is empty"),
-        ("QA2R", {"answer": ""}, "its text is empty"),
+        ("Q2A", {"choices": ["yes", " "]}, r"\.jpg: choice 2 is empty"),
+        ("Q2A", {"text": " "}, r"\.jpg: its question is empty"),
+        ("QA2R", {"answer": ""}, r"\.jpg: its answer is empty"),
+        ("Q2A", {"text": None}, r"\.jpg: its question is of type NoneType; expected str"),
+        ("Q2A", {"choices": ["yes", 1]}, r"\.jpg: choice 2 is of type int; expected str"),
+        ("Q2A", {"choices": 3}, "give a list of at least two texts"),
+        (
+            "Q2A",
+            {"polygons": []},
+            r"\.jpg: polygons: of 0 objects; expected a list with those of each of the ",
+        ),
+        ("Q2A", {"polygons": 3}, r"\.jpg: polygons: int; expected a list"),
     ],
 )
 def test_mistakes(trained, part, changes, message):
@@ -135,9 +146,46 @@ def test_mistakes(trained, part, changes, message):
 
 
 def test_choices_of_different_numbers(trained):
-    given = query(trained, "Q2A", 0)
-    with pytest.raises(DataError, match="equally many choices"):
-        load(trained, "Q2A").predict_batch([given, dataclasses.replace(given, choices=["yes", "no"])])
+    given, model = query(trained, "Q2A", 0), load(trained, "Q2A")
+    fewer = dataclasses.replace(given, choices=["yes", "no"])
+    first, second, third = model.predict_batch([given, fewer, given])
+    assert (len(first), len(second), first) == (4, 2, third)
+    np.testing.assert_allclose(second, model.predict_batch([fewer])[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_an_encoding_of_each_choice(trained, attention):
+    model, queries = load(trained, "Q2A"), [query(trained, "Q2A", line) for line in (0, 1)]
+    found = model.encode_batch(queries, attention=attention)
+    assert [len(encodings) for encodings in found] == [4, 4]
+    for given, encodings in zip(queries, found, strict=True):
+        for choice, one in zip(given.choices, encodings, strict=True):
+            ((alone,),) = model.encode_batch(
+                [dataclasses.replace(given, choices=[choice])], attention=attention
+            )
+            assert one.places.tokens == alone.places.tokens
+            assert one.places.boxes == alone.places.boxes
+            torch.testing.assert_close((one.text, one.regions), (alone.text, alone.regions))
+            if attention:
+                np.testing.assert_allclose(one.maps().maps, alone.maps().maps, atol=1e-6)
+    names = [one.places.image_id for encodings in found for one in encodings]
+    assert len(set(names)) == 8
+
+
+def test_pictures_of_both_orientations(trained):
+    """They have other canvases in a batch of VCR."""
+    changes = trained.overrides("SCALES=[48, 64]")
+    model = vl_bert.load(CFGS["Q2A"], trained.checkpoint(), "cpu", overrides=changes)
+    texts = {"choices": ["yes", "no"], "boxes": [[1, 1, 20, 20]]}
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    queries = [VCRQuery(one, "is [0] red ?", **texts) for one in (pixels, pixels.transpose(1, 0, 2))]
+    together = model.predict_batch(queries)
+    np.testing.assert_allclose(together, [model.predict_batch([one])[0] for one in queries], atol=1e-6)
+
+
+def test_a_query_of_another_kind(trained):
+    with pytest.raises(DataError, match="query 1 is of type Query; this model takes VCRQuery"):
+        load(trained, "Q2A").predict_batch([Query("x.jpg", "what ?")])
 
 
 def test_long_texts_are_cut_with_a_word(trained, caplog):
@@ -170,8 +218,27 @@ def test_the_command(trained, tmp_path, capsys):
     assert "--metadata, --boxes and --detector: give one of them" in capsys.readouterr().err
 
 
-def test_damaged_metadata(trained, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: {"names": found["names"][1:]}, "boxes, segms and names must be equally many"),
+        (
+            lambda found: {"names": ["persn", *found["names"][1:]]},
+            "class 0 is 'persn'; did you mean person",
+        ),
+        (lambda found: {"boxes": [[5, 5, 1, 9, 1], *found["boxes"][1:]]}, r"box 0, .* is empty"),
+        (lambda found: {"boxes": [[900, 1, 950, 9, 1], *found["boxes"][1:]]}, "lies outside of the picture"),
+        (lambda found: {"width": 7, "height": 9}, r"of a picture of \(7, 9\) pixels"),
+    ],
+)
+def test_damaged_metadata(trained, tmp_path, change, message):
     found = json.loads(trained.metadata("val").read_text())
-    (tmp_path / "x.json").write_text(json.dumps({**found, "names": found["names"][1:]}))
-    with pytest.raises(DataError, match=r"x\.json: boxes, segms and names must be equally many"):
-        read_metadata(tmp_path / "x.json")
+    (tmp_path / "x.json").write_text(json.dumps({**found, **change(found)}))
+    with pytest.raises(DataError, match=rf"x\.json: .*{message}"):
+        load(trained, "Q2A").predict_batch(
+            [
+                VCRQuery(
+                    trained.image("val"), "what ?", read_metadata(tmp_path / "x.json")[0], choices=["a", "b"]
+                )
+            ]
+        )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import vl_bert
+from common.engine import predict_main
 from common.engine.predictor import Query
 from common.engine.region_extractor import PooledFeatures
-from common.errors import CheckpointError, DataError
+from common.errors import CheckpointError, DataError, UsageError
 from tests.vqa.world import World
 from tests.world import SPREAD
 from vqa.predict import VQAPredictor
@@ -134,9 +137,9 @@ def test_the_command(trained, queries, tmp_path, capsys):
         (("--device", "toaster"), 2, '--device: "toaster"'),
         (("--device", "mps"), 2, "--device: mps: use cpu, cuda or cuda:N"),
         (("--question", "\u200b"), 1, "its text is empty"),
-        (("--save", "answer.psd"), 2, "--save: answer.psd: must end in .png or .jpg"),
+        (("--save", "answer.psd"), 2, "--save: answer.psd: must end in .png, .jpg, .jpeg, .webp"),
         (("--device", "cuda:99"), 2, "--device: cuda:99: this machine has "),
-        (("--save", "answer.txt"), 2, "--save: answer.txt: must end in .png or .jpg"),
+        (("--save", "answer.gif", "--image", "nowhere.jpg"), 2, "--save: answer.gif: must end in .png"),
         (("--save", "nowhere/answer.png"), 2, "there is no folder nowhere"),
         (("--features", "nowhere.model"), 1, "nowhere.model: "),
         (("--detector", "fasterrcnn_resnet50_fpn_v2"), 2, "--detector"),
@@ -153,13 +156,54 @@ def test_mistakes(trained, queries, flags, status, message, capsys):
     assert len(error.splitlines()) == 1
 
 
-def test_features_are_needed(trained, queries, capsys):
+@pytest.mark.parametrize("flag", ["--image", "--boxes", "--ckpt", "--features", "--cfg"])
+def test_what_the_answer_is_made_from_is_not_overwritten(trained, queries, flag, tmp_path, capsys):
+    (tmp_path / "folder").mkdir()
+    target = tmp_path / "x.jpg"
+    target.write_bytes(queries[0].image.read_bytes())
+    given = (*trained.model(), "--image", str(queries[0].image), "--question", "what ?", flag, str(target))
+    assert trained.command("predict", *given, "--save", str(tmp_path / "folder/../x.jpg")) == 2
+    assert "x.jpg: would overwrite what it is made from; name another file" in capsys.readouterr().err
+    assert target.read_bytes() == queries[0].image.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["x.webp", "x.JPEG"])
+def test_a_picture_is_written_in_the_format_of_its_name(trained, queries, name, tmp_path):
+    query = queries[0]
+    given = (
+        *trained.model(),
+        "--image",
+        str(query.image),
+        "--question",
+        "what ?",
+        "--boxes",
+        str(query.boxes),
+    )
+    assert trained.command("predict", *given, "--device", "cpu", "--save", str(tmp_path / name)) == 0
+    with Image.open(tmp_path / name) as saved:
+        assert saved.format == name.partition(".")[2].upper()
+    (tmp_path / "folder.png").mkdir()
+    assert trained.command("predict", *given, "--save", str(tmp_path / "folder.png")) == 2
+
+
+def test_a_format_that_is_too_small_for_the_picture(tmp_path):
+    with pytest.raises(DataError, match=r"x\.webp: cannot be written \(.*limit"):
+        predict_main._save(Image.new("RGB", (20_000, 2)), tmp_path / "x.webp")
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_are_needed(trained, queries, tmp_path, capsys):
     query = queries[0]
     given = (*trained.model(), "--image", str(query.image), "--question", "what ?", "--device", "cpu")
     assert trained.command("predict", *given) == 1
     captured = capsys.readouterr()
     assert "reads region features" in captured.err
-    assert "a grid of" in captured.out + captured.err
+    assert "a grid of" not in captured.out + captured.err
+    (tmp_path / "none.json").write_text("[]")
+    assert trained.command("predict", *given, "--boxes", str(tmp_path / "none.json")) == 1
+    captured = capsys.readouterr()
+    assert "reads region features" in captured.err
+    assert "has no regions" not in captured.out + captured.err
 
 
 def test_a_checkpoint_of_another_model(trained, queries, tmp_path, capsys):
@@ -204,13 +248,59 @@ def test_features_of_another_width(trained, model):
 
 
 def test_pictures_in_memory_have_numbers_as_names(model, queries):
-    with Image.open(queries[0].image) as picture:
-        many = [Query(picture, queries[0].text, queries[0].boxes)] * 18
-        found = model.encode_batch(many)
+    with Image.open(queries[0].image) as opened:
+        picture = opened.copy()
+    many = [Query(picture, queries[0].text, queries[0].boxes)] * 18
+    found = model.encode_batch(many)
     assert [one.places.image_id for one in found] == [f"picture {number}" for number in range(1, 19)]
     assert {one.places.image for one in found} == {""}
     with pytest.raises(DataError, match=r"^picture 17: its text is empty"):
         model.encode_batch([*many[:16], Query(picture, " ", queries[0].boxes)])
+
+
+def test_names_of_pictures_in_memory(model, queries, tmp_path):
+    query = queries[0]
+    with Image.open(query.image) as opened:
+        given = [
+            Query(opened, query.text, tmp_path),
+            Query(np.asarray(opened.convert("RGB")), query.text, tmp_path, query.image.name),
+        ]
+        # A folder of region files, by the name of the picture.
+        (tmp_path / f"{query.image.stem}.json").write_bytes(query.boxes.read_bytes())
+        found = model.encode_batch(given)
+    assert [one.places.image for one in found] == [str(query.image), ""]
+    assert [one.places.image_id for one in found] == [query.image.stem, f"{query.image.stem}-2"]
+
+
+def test_two_texts_on_one_picture_have_files_of_their_own(model, queries, tmp_path):
+    query = queries[0]
+    for found in model.encode_batch([query, dataclasses.replace(query, text="what ?")], attention=True):
+        found.maps().save(tmp_path)
+    names = [query.image.stem, f"{query.image.stem}-2"]
+    assert sorted(path.stem for path in tmp_path.glob("*.npy")) == names
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text": None}, r"\.jpg: its text is of type NoneType; expected str"),
+        ({"text": 3}, r"\.jpg: its text is of type int; expected str"),
+        ({"boxes": 3}, r"the boxes of .*\.jpg: holds a int; expected a list of boxes"),
+        ({"image": b"\xff\xd8"}, "a picture of type bytes; expected a path, a Pillow picture"),
+        ({"image": torch.zeros(3, 4, 4)}, "a picture of type Tensor; expected a path"),
+        ({"image": "a\0b"}, "'a.x00b': no path can hold a NUL character"),
+    ],
+)
+def test_wrong_types(model, queries, changes, message):
+    with pytest.raises(DataError, match=message) as caught:
+        model.predict_batch([dataclasses.replace(queries[0], **changes)])
+    assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize("top", [0, -1, 1.5])
+def test_no_number_of_answers(model, queries, top):
+    with pytest.raises(UsageError, match=f"top: {top}: must be a whole number of at least 1"):
+        model.predict(queries[0].image, "what ?", queries[0].boxes, top=top)
 
 
 def test_the_log_does_not_stand_in_the_answer(trained, queries, capsys):
@@ -230,6 +320,11 @@ def test_the_log_does_not_stand_in_the_answer(trained, queries, capsys):
     captured = capsys.readouterr()
     assert json.loads(captured.out)["question"] == query.text
     assert "bf16" in captured.err
+
+
+def test_the_resolved_configuration_needs_no_settings(trained, model, queries):
+    other = vl_bert.load(trained.checkpoint().with_name("resolved.yaml"), trained.checkpoint(), "cpu")
+    assert other.predict_batch(queries[:1]) == model.predict_batch(queries[:1])
 
 
 def test_load_finds_the_task(trained, model):

@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
 
-from common.data.instance_masks import instance_mask
+from common.data.instance_masks import check_polygons, instance_mask
+from common.errors import DataError
 
 SQUARE = [[10, 10], [23, 10], [23, 23], [10, 23]]
 
@@ -36,3 +38,25 @@ def test_boxes_without_area_are_harmless():
         mask = instance_mask([SQUARE], box, (7, 7))
         assert mask.shape == (7, 7)
         assert mask.dtype == np.bool_
+
+
+@pytest.mark.parametrize(
+    ("polygons", "message"),
+    [
+        ([[]], "polygons: of 1 objects; expected a list with those of each of the 2 objects"),
+        (None, "polygons: NoneType; expected a list"),
+        ([[], [[(1, 2), (3, float("nan"))]]], "polygons: those of object 1 are no lists of points"),
+        ([[[(1, 2, 3)]], []], "polygons: those of object 0 "),
+        ([[[1, 2]], []], "polygons: those of object 0 "),
+        ([["ab"], []], "polygons: those of object 0 "),
+        ([3, []], "polygons: those of object 0 "),
+        ([[[(1, 2), (3,)]], []], "polygons: those of object 0 "),
+    ],
+)
+def test_wrong_polygons(polygons, message):
+    with pytest.raises(DataError, match=message):
+        check_polygons(polygons, 2)
+
+
+def test_right_polygons():
+    check_polygons([[[(1, 2), (3, 4), (5, 6)]], [[], np.ones((3, 2))]], 2)

@@ -15,7 +15,7 @@ import torch
 
 from common.batch import Batch, Lengths, Text
 from common.data.transforms import size_info
-from common.engine.attention import AttentionMaps, AttentionPlaces, Named, places_of
+from common.engine.attention import AttentionMaps, AttentionPlaces, Named, image_ids, places_of
 from common.errors import DataError
 
 PLACES = AttentionPlaces(
@@ -148,3 +148,9 @@ def test_what_stands_at_the_places():
     assert (other.labels, other.image_id, other.image) == (("1 cup",), "b", "")
     whole = places_of(batch, encoded, named, tokenizer, whole=True)
     assert [(places.labels, places.upright) for places in whole] == [(("image",), False)] * 2
+
+
+def test_names_are_unique():
+    assert image_ids(["x/a.jpg", "y/a.jpg", "b.jpg", "x/a.jpg"]) == ["a", "a-2", "b", "a-3"]
+    assert image_ids(["a-2", "x/a", "y/a"]) == ["a-2", "a", "a-3"]
+    assert image_ids(["x/a", "y/a", "a-2", "z/a", "a-2"]) == ["a", "a-2", "a-2-2", "a-3", "a-2-3"]

@@ -43,7 +43,8 @@ def test_regions_of_all_sources(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"boxes": boxes.tolist(), "classes": ["car"]}))
     looked = FoundRegions(boxes, torch.tensor([3]), torch.ones(1))
-    for source in (looked, path, str(path), tmp_path, {"boxes": boxes, "classes": [3]}):
+    tensors = {"boxes": boxes, "classes": torch.tensor([3])}
+    for source in (looked, path, str(path), tmp_path, {"boxes": boxes, "classes": [3]}, tensors):
         regions, classes = regions_of(source, "folder/x.png", size)
         assert (regions.boxes.tolist(), classes.tolist()) == ([[1, 2, 3, 4]], [3])
         assert (regions.features, regions.size) == (None, size)

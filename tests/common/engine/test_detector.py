@@ -61,7 +61,8 @@ def model_categories():
 
 
 def test_all_labels_are_our_classes(file):
-    detector = TorchvisionDetector(SMALL, file, CPU)
+    detector = TorchvisionDetector(SMALL, file)
+    assert detector.score_threshold == 0.2
     named = [CLASS_NAMES[number].lower() for number in detector._classes.tolist()]
     categories = [name.replace(" ", "").lower() for name in model_categories()]
     assert named == [name if name != "n/a" else "__background__" for name in categories]

@@ -71,7 +71,7 @@ def trained_with(model, image, scales):
 
 def test_features_are_those_of_training(tmp_path):
     model = branch(pixel_means=(9.0, 8.0, 7.0))
-    extractor = RegionExtractor.from_checkpoint(config(), checkpoint_file(model, tmp_path / "c"), CPU)
+    extractor = RegionExtractor.from_checkpoint(config(), checkpoint_file(model, tmp_path / "c"))
     images = pictures()
     found = extractor(images, [BOXES, BOXES[:0], BOXES])
     for index in (0, 2):
@@ -84,7 +84,7 @@ def test_features_are_those_of_training(tmp_path):
 
 def test_a_resnet_file_tells_its_shape(tmp_path):
     model = branch(dilated=True, stride_in_1x1=True, depth=50, width=2, pixel_means=PIXEL_MEANS)
-    extractor = RegionExtractor.from_resnet_file(resnet_file(model, tmp_path / "r"), CPU)
+    extractor = RegionExtractor.from_resnet_file(resnet_file(model, tmp_path / "r"))
     image = pictures()[0].resize((6, 4))
     (found,) = extractor([image], [BOXES / 10])
     assert found.regions.shape == (2, 64)
