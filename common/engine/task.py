@@ -78,7 +78,10 @@ class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
         if path:
             weights = weights_of(read_weights(path, "NETWORK.PARTIAL_PRETRAIN"), path)
             adapted = self.adapt_pretrained(weights, path)
-            reports.append(load_matching(model, adapted, self.names, path))
+            report = load_matching(model, adapted, self.names, path)
+            reports.append(report)
+            if not any(name.endswith("special_word_embeddings.weight") for name in report.loaded):
+                model.vlbert.copy_special_words()
         return reports
 
     def adapt_pretrained(self, weights: Weights, source: str) -> Weights:
