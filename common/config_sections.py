@@ -63,7 +63,7 @@ class DatasetConfig(Section):
     BASIC_ALIGN: bool = False
     """VCR: split the given words with BERT's basic tokenizer before word pieces are made."""
     DATASET_PATH: str = ""
-    """Directory of the dataset's files."""
+    """Directory of the dataset's files; empty: the working directory."""
     ROOT_PATH: str = ""
     """Indexes of large files and archives lie in cache/ below it where they cannot lie beside these."""
     TRAIN_IMAGE_SET: str = ""
@@ -109,6 +109,10 @@ class DatasetConfig(Section):
     def cache(self) -> str:
         """Folder of indexes that cannot lie beside their files."""
         return os.path.join(self.ROOT_PATH, "cache")
+
+    def path(self, name: str) -> str:
+        """Where a file of the dataset is; without DATASET_PATH below the working directory."""
+        return os.path.join(self.DATASET_PATH, name)
 
     def image_set(self, split: Split) -> str:
         """Value of `{SPLIT}_IMAGE_SET`."""

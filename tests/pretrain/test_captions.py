@@ -365,6 +365,13 @@ def test_wrong_records_are_named(items, record, message):
         items.captions()[ItemKey(0, 1)]
 
 
+@pytest.mark.parametrize("kind", ["captions", "coco_set"])
+def test_without_a_path_data_lie_in_the_working_directory(items, monkeypatch, kind):
+    monkeypatch.chdir(items.root)
+    data = getattr(items, kind)(network=PIXELS, DATASET_PATH="")
+    assert data[ItemKey(0, 1)].image is not None
+
+
 def test_missing_pictures_are_no_zeros(items):
     data = items.captions(network=PIXELS)
     (items.root / "val_image/2.jpg").unlink()
