@@ -27,7 +27,7 @@ COCO_CLASSES = 81
 """Classes of regions in coco_captions, the background included."""
 
 _TEXT = 'must be "general_corpus" after the first'
-_POSITIONS = "NETWORK.VLBERT.max_position_embeddings less two"
+_POSITIONS = "NETWORK.VLBERT.max_position_embeddings - position_padding_idx - 3"
 
 MLM_LOSSES = (("mlm_loss", "MLMLoss"),)
 MULTITASK_MLM_LOSSES = (("mlm_loss_wvc", "MLMLossWVC"), ("mlm_loss_aux", "MLMLossAUX"))
@@ -220,7 +220,7 @@ class PretrainConfig(ExperimentConfig):
     def _dataset_rules(self) -> list[Rule]:
         """Which datasets fit the model: one with images, and in a list texts after it."""
         network = self.NETWORK
-        longest = network.VLBERT.max_position_embeddings - 2
+        longest = network.VLBERT.max_position_embeddings - network.VLBERT.position_padding_idx - 3
         first, *others = zip(self.datasets, self.dataset_keys, strict=True)
         image_data, image_key = first[0].DATASET, f"{first[1]}.DATASET"
         coco = image_data == "coco_captions"
