@@ -185,7 +185,7 @@ class TextLines:
     """The lines of several text files, one after the other (data spec 1.8); see `LineIndex`.
 
     Args:
-        paths: the files, joined with `+`.
+        paths: the files, joined with `+`; no name is empty.
         cache: folder for index files; empty for none.
         in_memory_below: smaller files, in bytes, get no index file.
 
@@ -194,10 +194,7 @@ class TextLines:
     """
 
     def __init__(self, paths: str, cache: str = "", *, in_memory_below: int = IN_MEMORY_BELOW) -> None:
-        names = paths.split("+")
-        if not all(names):
-            raise DataError(f'"{paths}": a name is empty; expected names of text files joined with +')
-        self._files = [LineIndex(name, cache, in_memory_below=in_memory_below) for name in names]
+        self._files = [LineIndex(name, cache, in_memory_below=in_memory_below) for name in paths.split("+")]
         self._ends = list(accumulate(map(len, self._files)))
         if not len(self):
             raise DataError(f"{paths}: has no text; expected one sentence or paragraph per line")

@@ -591,8 +591,6 @@ def test_text_lines_name_what_is_wrong(place, tmp_path):
     with pytest.raises(DataError, match=r"bad, line 3: expected text in UTF-8, but byte 2 is not \(invalid"):
         lines[101]
     for paths, message in (
-        (f"{good}+", r'x.txt\+": a name is empty; expected names of text files joined with \+'),
-        ("", '^"": a name is empty'),
         (f"{good}+{tmp_path}/no.txt", r"no.txt: cannot be read \(No such .*\); expected a text file"),
         (place(b"\n \n", "empty"), "empty: has no text; expected one sentence or paragraph per line"),
     ):
