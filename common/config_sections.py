@@ -129,7 +129,7 @@ class RegionFileKeys(Section):
     PACKED_REGIONS: str = ""
     """File made by scripts/pack_regions.py, read in place of the folders or archives of region files, relative
     to the working directory; empty: read those. Pretrain: several joined with +, of which each picture is read
-    from the one that was packed from its folder. New key.
+    from one that was packed from its folder and has it. New key.
     """
 
 
