@@ -23,6 +23,7 @@ from common.data.masking import mask_regions, truncated_lengths, without_hidden
 from common.data.picture import Picture, read_picture
 from common.data.region_json import Regions
 from common.data.regions import RegionFiles, place_of, plain_path, plain_region_path, with_whole_image
+from common.data.sampling import ItemKey
 from common.data.store import JsonLines, Store
 from common.data.tokenization import Tokenizer
 from common.data.transforms import place_boxes
@@ -221,12 +222,11 @@ class CaptionDataset(PictureDataset):
         if len(self) < 2 and self._network.WITH_REL_LOSS:
             raise DataError(f"{self._records.path}: has one caption; NETWORK.WITH_REL_LOSS needs another one")
         if self.on_bad_data == "raise":
-            self._check_places(self.captioned(0))
-
-    def _check_places(self, record: Captioned) -> None:
-        self._region_files.check(record.regions, classes=True)
-        if self.reads_pixels:
-            self._store.check(place_of(record.image))
+            record = self.captioned(0)
+            self._region_files.check(record.regions, classes=True)
+            if self.reads_pixels:
+                self._store.check(place_of(record.image))
+            self[ItemKey(0, 0)]  # what is wrong with every record shows now, not in the first validation
 
     def __len__(self) -> int:
         return len(self._records)

@@ -119,6 +119,16 @@ def half_scored_packs(world: World) -> int:
     return status
 
 
+def other_classes_of_the_validation(world: World) -> int:
+    path = world.data / "val_frcnn/00000000.json"
+    content = json.loads(path.read_text())
+    content["classes"] = base64.b64encode(np.full((content["num_boxes"], 401), 0.1, "<f4").tobytes()).decode()
+    path.write_text(json.dumps(content))
+    status = world.train()
+    assert "Epoch[0]" not in next(world.out.rglob("*.log")).read_text()
+    return status
+
+
 def unknown_pack(world: World) -> int:
     from scripts.pack_regions import main
 
@@ -158,6 +168,12 @@ CASES = [
         train("NETWORK.VLBERT.visual_region_classes=401"),
         FAILED,
         RECORD + "1601 class scores; NETWORK.VLBERT.visual_region_classes is 401",
+    ),
+    Case(
+        "classes of another detector in the validation",
+        other_classes_of_the_validation,
+        FAILED,
+        r"CaptionDataset item 0 .*401 class scores; NETWORK.VLBERT.visual_region_classes is 1601",
     ),
     Case("no loss of words", train("NETWORK.WITH_MLM_LOSS=false"), OK),
     # Captions
