@@ -104,6 +104,7 @@ def load(name, overrides):
             "NETWORK.VLBERT.visual_size",
         ),
         ("attention", "NETWORK.WITH_REL_LOSS=true", "NETWORK.WITH_REL_LOSS"),
+        ("attention", "DATASET.PACKED_REGIONS=a.packed", "DATASET.PACKED_REGIONS"),
         ("attention", "TRAIN.END_EPOCH=1", "TRAIN.END_EPOCH"),
     ],
 )

@@ -97,10 +97,11 @@ class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
         """
         network = self.config.NETWORK
         tokenizer = Tokenizer.from_directory(network.BERT_MODEL_NAME)
-        if len(tokenizer.vocab) > network.VLBERT.vocab_size:
+        words = max(tokenizer.vocab.values()) + 1  # of a word that stands twice the last place counts
+        if words > network.VLBERT.vocab_size:
             raise ConfigError(
                 f"NETWORK.VLBERT.vocab_size: {network.VLBERT.vocab_size}, but the vocabulary of "
-                f"NETWORK.BERT_MODEL_NAME ({network.BERT_MODEL_NAME}) has {len(tokenizer.vocab)} words; "
+                f"NETWORK.BERT_MODEL_NAME ({network.BERT_MODEL_NAME}) has {words} words; "
                 "use at least that"
             )
         return tokenizer

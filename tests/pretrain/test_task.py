@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from common.data.tokenization import SPECIAL_TOKENS
 from common.engine.build import build_split
 from common.errors import CheckpointError, ConfigError
 from pretrain.model import PretrainOutputs
@@ -129,6 +130,15 @@ def test_special_words_start_from_the_checkpoint_that_fills_the_model(tmp_path, 
     model = task.build_model()
     task.load_pretrained(model)
     assert model.state_dict()[special].unique().tolist() == [0.0 if kept else 1.0]
+
+
+def test_a_vocabulary_beyond_the_word_table(tmp_path):
+    # A word that stands twice has the id of its last line: 6 words, ids up to 6.
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "dog", "dog"]))
+    options = [f"NETWORK.BERT_MODEL_NAME={tmp_path}", "NETWORK.VLBERT.vocab_size="]
+    assert thin_task("multitask", options[0], f"{options[1]}7").tokenizer.vocab["dog"] == 6
+    with pytest.raises(ConfigError, match=r"NETWORK\.VLBERT\.vocab_size: 6, but the vocabulary .* 7 words"):
+        _ = thin_task("multitask", options[0], f"{options[1]}6").tokenizer
 
 
 def test_there_is_no_test_split(tmp_path):

@@ -138,6 +138,7 @@ NAN, INF = np.float32("nan"), np.float32("inf")
         ({"image_box_feature": encode(range(5))}, "image_box_feature holds 20 bytes; expected 1 x 6"),
         ({"classes": encode(range(7))}, "classes holds 28 bytes; expected 2 x 3"),
         ({"classes": None}, "has no classes"),
+        ({"classes": ""}, "classes holds 0 bytes; expected 2 x 1 float32 numbers"),
         ({"image_w": 0}, "image_w is 0; expected a whole number of at least 1"),
         ({"image_h": None}, "has no image_h"),
     ],
