@@ -63,7 +63,7 @@ class DatasetConfig(Section):
     BASIC_ALIGN: bool = False
     """VCR: split the given words with BERT's basic tokenizer before word pieces are made."""
     DATASET_PATH: str = ""
-    """Directory of the dataset's files."""
+    """Directory of the dataset's files; empty: the working directory."""
     ROOT_PATH: str = ""
     """Indexes of large files and archives lie in cache/ below it where they cannot lie beside these."""
     TRAIN_IMAGE_SET: str = ""
@@ -110,6 +110,10 @@ class DatasetConfig(Section):
         """Folder of indexes that cannot lie beside their files."""
         return os.path.join(self.ROOT_PATH, "cache")
 
+    def path(self, name: str) -> str:
+        """Where a file of the dataset is; without DATASET_PATH below the working directory."""
+        return os.path.join(self.DATASET_PATH, name)
+
     def image_set(self, split: Split) -> str:
         """Value of `{SPLIT}_IMAGE_SET`."""
         return str(getattr(self, f"{split.upper()}_IMAGE_SET"))
@@ -125,7 +129,7 @@ class RegionFileKeys(Section):
     PACKED_REGIONS: str = ""
     """File made by scripts/pack_regions.py, read in place of the folders or archives of region files, relative
     to the working directory; empty: read those. Pretrain: several joined with +, of which each picture is read
-    from the one that was packed from its folder. New key.
+    from one that was packed from its folder and has it. New key.
     """
 
 

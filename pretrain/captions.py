@@ -23,6 +23,7 @@ from common.data.masking import mask_regions, truncated_lengths, without_hidden
 from common.data.picture import Picture, read_picture
 from common.data.region_json import Regions
 from common.data.regions import RegionFiles, place_of, plain_path, plain_region_path, with_whole_image
+from common.data.sampling import ItemKey
 from common.data.store import JsonLines, Store
 from common.data.tokenization import Tokenizer
 from common.data.transforms import place_boxes
@@ -173,7 +174,7 @@ class PictureDataset(PretrainDataset):
         if found.size not in (None, picture.original):
             raise DataError(
                 f"{record.image}: has {picture.original} pixels (width, height), but its regions are of a picture "
-                f"of {found.size}"
+                f"of {found.size}; make them again, or leave such records out by DATASET.ON_BAD_DATA: skip"
             )
         return picture
 
@@ -216,19 +217,16 @@ class CaptionDataset(PictureDataset):
         self, config: PretrainConfig, data: PretrainDatasetConfig, split: Split, tokenizer: Tokenizer
     ) -> None:
         super().__init__(config, data, split, tokenizer)
-        self._records = JsonLines(
-            f"{data.DATASET_PATH}/{self._image_set}_frcnn.json", CaptionRecord, self._cache
-        )
+        self._records = JsonLines(data.path(f"{self._image_set}_frcnn.json"), CaptionRecord, self._cache)
         self._region_files = RegionFiles(data.PACKED_REGIONS, cache=self._cache)
         if len(self) < 2 and self._network.WITH_REL_LOSS:
             raise DataError(f"{self._records.path}: has one caption; NETWORK.WITH_REL_LOSS needs another one")
         if self.on_bad_data == "raise":
-            self._check_places(self.captioned(0))
-
-    def _check_places(self, record: Captioned) -> None:
-        self._region_files.check(record.regions, classes=True)
-        if self.reads_pixels:
-            self._store.check(place_of(record.image))
+            record = self.captioned(0)
+            self._region_files.check(record.regions, classes=True)
+            if self.reads_pixels:
+                self._store.check(place_of(record.image))
+            self[ItemKey(0, 0)]  # what is wrong with every record shows now, not in the first validation
 
     def __len__(self) -> int:
         return len(self._records)
@@ -246,8 +244,8 @@ class CaptionDataset(PictureDataset):
         image, regions = record.image, record.frcnn
         if not self._data.ZIP_MODE:
             image, regions = plain_path(image), plain_region_path(regions)
-        root = self._data.DATASET_PATH
-        return Captioned(record.image, f"{root}/{image}", " ".join(record.caption), f"{root}/{regions}")
+        place = self._data.path
+        return Captioned(record.image, place(image), " ".join(record.caption), place(regions))
 
     def regions(self, record: Captioned) -> Regions:
         """Reads a region file; the region comes first whose class, or background, is surest."""
@@ -268,10 +266,12 @@ class CocoCaptionDataset(PictureDataset):
         self, config: PretrainConfig, data: PretrainDatasetConfig, split: Split, tokenizer: Tokenizer
     ) -> None:
         super().__init__(config, data, split, tokenizer)
-        root, name = data.DATASET_PATH, f"{self._image_set}{COCO_YEAR}"
-        self._images = f"{root}/{name}.zip@/{name}" if data.ZIP_MODE else f"{root}/{name}"
+        name = f"{self._image_set}{COCO_YEAR}"
+        self._images = data.path(f"{name}.zip@/{name}" if data.ZIP_MODE else name)
         self._store = Store([self._images], self._cache)
-        instances, captions = (f"{root}/annotations/{kind}_{name}.json" for kind in ("instances", "captions"))
+        instances, captions = (
+            data.path(f"annotations/{kind}_{name}.json") for kind in ("instances", "captions")
+        )
         self._coco = CocoIndex(instances)
         self._captions = first_captions(captions)
         self._ids = self._coco.annotated_images()

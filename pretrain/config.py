@@ -27,7 +27,7 @@ COCO_CLASSES = 81
 """Classes of regions in coco_captions, the background included."""
 
 _TEXT = 'must be "general_corpus" after the first'
-_POSITIONS = "NETWORK.VLBERT.max_position_embeddings less two"
+_POSITIONS = "NETWORK.VLBERT.max_position_embeddings - position_padding_idx - 3"
 
 MLM_LOSSES = (("mlm_loss", "MLMLoss"),)
 MULTITASK_MLM_LOSSES = (("mlm_loss_wvc", "MLMLossWVC"), ("mlm_loss_aux", "MLMLossAUX"))
@@ -220,10 +220,9 @@ class PretrainConfig(ExperimentConfig):
     def _dataset_rules(self) -> list[Rule]:
         """Which datasets fit the model: one with images, and in a list texts after it."""
         network = self.NETWORK
-        longest = network.VLBERT.max_position_embeddings - 2
-        first, *others = zip(self.datasets, self.dataset_keys, strict=True)
-        image_data, image_key = first[0].DATASET, f"{first[1]}.DATASET"
-        coco = image_data == "coco_captions"
+        longest = network.VLBERT.max_position_embeddings - network.VLBERT.position_padding_idx - 3
+        (images, place), *others = zip(self.datasets, self.dataset_keys, strict=True)
+        coco = images.DATASET == "coco_captions"
         return [
             (
                 self.MODULE == MULTITASK and not others,
@@ -232,8 +231,8 @@ class PretrainConfig(ExperimentConfig):
             ),
             (self.MODULE == SINGLE and bool(others), "DATASET", f"must be one dataset with {SINGLE}"),
             (
-                image_data == "general_corpus",
-                image_key,
+                images.DATASET == "general_corpus",
+                f"{place}.DATASET",
                 'must be a dataset with images, "conceptual_captions" or "coco_captions"',
             ),
             *(
@@ -244,6 +243,7 @@ class PretrainConfig(ExperimentConfig):
                     (longest < data.SEQ_LEN, f"{key}.SEQ_LEN", f"must be at most {longest}, {_POSITIONS}"),
                 )
             ),
+            (coco and images.PACKED_REGIONS != "", f"{place}.PACKED_REGIONS", "must be empty for COCO"),
             (coco and network.WITH_REL_LOSS, "NETWORK.WITH_REL_LOSS", "must be false with coco_captions"),
             (
                 coco and network.WITH_MVRC_LOSS and network.VLBERT.visual_region_classes != COCO_CLASSES,

@@ -31,7 +31,7 @@ class CorpusDataset(PretrainDataset):
         source: which entry of `DATASET` that is.
 
     Raises:
-        ConfigError: no file is named.
+        ConfigError: no file is named, or a name is empty.
         DataError: a file is missing or empty.
     """
 
@@ -45,9 +45,9 @@ class CorpusDataset(PretrainDataset):
     ) -> None:
         super().__init__(config, data, split, tokenizer)
         self._paths = data.annotation_file(split)
-        if not self._paths:
+        if not all(self._paths.split("+")):
             key = f"{config.dataset_keys[source]}.{split.upper()}_ANNOTATION_FILE"
-            raise ConfigError(f"{key}: must name a text file, or several joined with +")
+            raise ConfigError(f'{key}: "{self._paths}": must name a text file, or several joined with +')
         self._lines = TextLines(self._paths, self._cache)
 
     def __len__(self) -> int:

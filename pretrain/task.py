@@ -15,6 +15,7 @@ from common.config_types import Split
 from common.data.dataset import VisualLinguisticDataset
 from common.engine.metrics import Ratio, accuracy, mvrc_accuracy
 from common.engine.task import Task
+from common.errors import ConfigError
 from common.modeling.losses import EPSILON, is_distribution, mean_or_zero, sample_mean, soft_cross_entropy
 from pretrain.captions import CaptionDataset, CocoCaptionDataset
 from pretrain.config import ATTENTION, PretrainConfig
@@ -69,6 +70,11 @@ class PretrainTask(Task[PretrainConfig, PretrainBatch, PretrainOutputs]):
             for source, data in enumerate(self.config.datasets[1:], start=1)
         ]
         return [self.build_dataset(split), *texts]
+
+    def require_heads(self) -> None:
+        """Raises a ConfigError where the model restores nothing that could be judged."""
+        if self.config.MODULE == ATTENTION:
+            raise ConfigError(f"MODULE: {ATTENTION}: restores nothing; use the MODULE of its training")
 
     def build_model(self) -> nn.Module:
         """Builds the network with its initial values."""

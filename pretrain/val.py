@@ -9,8 +9,6 @@ from common.engine.build import build_split, load_model
 from common.engine.evaluator import evaluate
 from common.engine.main import checkpoint_parser, load_evaluation, run
 from common.engine.results import prepare_device, write_json
-from common.errors import ConfigError
-from pretrain.config import ATTENTION
 from pretrain.task import PretrainTask
 
 
@@ -21,11 +19,8 @@ def main() -> None:
     )
     args = flags.parse_args()
     task, checkpoint, folder = load_evaluation(args, PretrainTask, "val")
+    task.require_heads()
     device, precision = prepare_device(args, task.config.GPUS)
-    if task.config.MODULE == ATTENTION:
-        raise ConfigError(
-            f"MODULE: {ATTENTION}: restores nothing that could be judged; use the MODULE of its training"
-        )
     loader = build_split(task, "val")
     found = evaluate(task, load_model(task, checkpoint, device), loader, device, "val", precision)
     name = f"{args.result_name or task.config.MODEL_PREFIX}_{task.config.datasets[0].VAL_IMAGE_SET}.json"

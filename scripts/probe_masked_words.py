@@ -12,6 +12,7 @@ counts as right when all pieces are; their number is a hint that needs no pictur
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import sys
 from collections import defaultdict
@@ -120,9 +121,12 @@ def read_words(given: str, tokenizer: Tokenizer) -> list[str]:
     """Words of `--words`, a file or a comma list, as the tokenizer spells them.
 
     Raises:
-        UsageError: there is none, or one is no single known word.
+        UsageError: there is none, one is no single known word, or the file is no text.
     """
-    text = Path(given).read_text(encoding="utf-8") if Path(given).is_file() else given
+    try:  # os.path, as a long list is no path that pathlib would ask about
+        text = Path(given).read_text(encoding="utf-8") if os.path.isfile(given) else given
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--words: {given}: cannot be read as text in UTF-8 ({error})") from error
     words = []
     for part in text.replace(",", " ").split():
         spelt = tokenizer.basic(part)
@@ -145,6 +149,7 @@ def main() -> None:
     args = flags.parse_args()
     base, checkpoint, folder = load_evaluation(args, PretrainTask, "val")
     config = base.config
+    base.require_heads()
     if not config.NETWORK.WITH_MLM_LOSS:
         raise ConfigError("NETWORK.WITH_MLM_LOSS: false: this model does not restore words")
     task = ProbeTask(config, read_words(args.words, base.tokenizer), args.blank_regions)

@@ -91,6 +91,11 @@ def load(name, overrides):
         ("multitask", "DATASET.1.DATASET=", "DATASET.1.DATASET"),
         ("multitask", "DATASET.0.DATASET=general_corpus", "DATASET.0.DATASET"),
         ("multitask", "DATASET.1.SEQ_LEN=511", "DATASET.1.SEQ_LEN"),
+        (
+            "multitask",
+            "DATASET.1.SEQ_LEN=509 NETWORK.VLBERT.position_padding_idx=1",
+            "DATASET.1.SEQ_LEN",
+        ),
         ("multitask", "VAL.BATCH_IMAGES=8", "VAL.BATCH_IMAGES"),
         ("multitask", "TEST.BATCH_IMAGES=[8,8,8]", "TEST.BATCH_IMAGES"),
         (
@@ -99,6 +104,7 @@ def load(name, overrides):
             "NETWORK.VLBERT.visual_size",
         ),
         ("attention", "NETWORK.WITH_REL_LOSS=true", "NETWORK.WITH_REL_LOSS"),
+        ("attention", "DATASET.PACKED_REGIONS=a.packed", "DATASET.PACKED_REGIONS"),
         ("attention", "TRAIN.END_EPOCH=1", "TRAIN.END_EPOCH"),
     ],
 )
@@ -127,6 +133,7 @@ def test_it_is_refused_once_under_its_key(name, overrides, key):
             "NETWORK.WITH_MLM_LOSS=false TRAIN.LOSS_LOGGERS=[[mvrc_loss,MVRCLoss]] TRAIN.LR_MULT=[]",
         ),
         ("multitask", "DATASET.1.SEQ_LEN=510"),
+        ("multitask", "DATASET.1.SEQ_LEN=508 NETWORK.VLBERT.position_padding_idx=1"),
         ("attention", "NETWORK.WITH_MVRC_LOSS=true NETWORK.VLBERT.visual_region_classes=81"),
     ],
 )

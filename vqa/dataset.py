@@ -129,13 +129,13 @@ class VQADataset(VisualLinguisticDataset[VQASample]):
 
     def _place(self, name: str, above: str = "") -> str:
         """Folder below DATASET_PATH, or its place in the archive of that name."""
-        folder = f"{self._data.DATASET_PATH}/{above}{name}"
+        folder = self._data.path(f"{above}{name}")
         return f"{folder}.zip@/{name}" if self._data.ZIP_MODE else folder
 
     def _open_sizes(self) -> list[CocoIndex]:
         """Sizes of the pictures of every joined split."""
         names = [source.sizes for source in self._sources]
-        folder = f"{self._data.DATASET_PATH}/annotations"
+        folder = self._data.path("annotations")
         opened = {name: CocoIndex(f"{folder}/{name}") for name in dict.fromkeys(names)}
         return [opened[name] for name in names]
 

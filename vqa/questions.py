@@ -193,7 +193,7 @@ class Questions:
         """
         read = _imdb_rows if data.USE_IMDB else _official_rows
         names = split_names(data, split)
-        return cls(read(f"{data.DATASET_PATH}/vqa", name, split != "test") for name in names)
+        return cls(read(data.path("vqa"), name, split != "test") for name in names)
 
 
 def _checked(path: str, rows: Iterable[Row]) -> Iterator[Row]:

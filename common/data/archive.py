@@ -153,7 +153,7 @@ class MemberTable(Table):
         places: (n,) int64 where their entries begin; of equal hashes in the order of the directory.
     """
 
-    magic = b"VL-BERT names 01"
+    magic = b"VL-BERT names 02"
 
     start: int
     before: int

@@ -157,6 +157,7 @@ class CocoIndex:
     def __init__(self, path: str) -> None:
         found = parse_model(_InstanceFile, Store().read(path), path)
         images, annotations = found.images, found.annotations
+        self.path = path
         self._images = _Ids([image["id"] for image in images], "image", path)
         self._sizes = np.array([(image["width"], image["height"]) for image in images])
         self._annotations = _Ids([one["id"] for one in annotations], "annotation", path)
@@ -205,9 +206,14 @@ class CocoIndex:
         """Returns the (n,) classes of the boxes of an image: the place of the category in the file, from 1.
 
         Raises:
-            DataError: the file does not list a category.
+            DataError: the file does not list a category, or lists more than there are classes.
         """
         places = [self._known_categories.place(number) for number in self.categories(image_id).tolist()]
+        if places and max(places) + 1 >= len(CLASS_NAMES):
+            raise DataError(
+                f"{self.path}: a category of image {image_id} is number {max(places) + 1} of its list; expected "
+                f"the {len(CLASS_NAMES) - 1} of COCO"
+            )
         return np.array(places, dtype=np.int64) + 1
 
     def box(self, annotation_id: int) -> NDArray[np.float64]:

@@ -28,12 +28,17 @@ IN_MEMORY_BELOW = 16 * 2**20
 CHUNK_BYTES = 4 * 2**20
 
 _NEWLINE = ord("\n")
-_SPACE = np.array([bytes([value]).isspace() for value in range(256)])
+_SPACES = [chr(code).encode() for code in range(0x3001) if chr(code).isspace()]
+_CUT_SPACES = {space[:size] for space in _SPACES for size in range(1, len(space))}
+_MAY_BEGIN_SPACE = np.zeros((256, 256), np.bool_)  # the first two bytes of a line
+for _first, *_rest in _SPACES:
+    _MAY_BEGIN_SPACE[_first, _rest[0] if _rest else slice(None)] = True
+_MAY_BEGIN_BLANK: NDArray[np.bool_] = np.logical_or.reduce(_MAY_BEGIN_SPACE, axis=1)
 
 
 @dataclass(frozen=True)
 class LineTable(Table):
-    """Where lines begin. A line ends with a line feed or the file; one of ASCII whitespace alone is blank.
+    """Where lines begin. A line ends with a line feed or the file; one of whitespace alone is blank.
 
     Attributes:
         count: lines that are not blank.
@@ -42,7 +47,7 @@ class LineTable(Table):
         numbers: (n,) int64 the physical number of these lines, from 1.
     """
 
-    magic = b"VL-BERT lines 01"
+    magic = b"VL-BERT lines 02"
 
     count: int
     blank: int
@@ -75,12 +80,18 @@ def scan_lines(
     """
     starts: list[NDArray[np.int64]] = []
     numbers: list[NDArray[np.int64]] = []
-    # Of the line that is open where a chunk ends: where it began, and whether it was blank so far.
-    start, blank = 0, True
+    # Of the line that is open where a chunk ends: where it began, and whether it was blank so far, but for the bytes
+    # of a space that the chunk cuts.
+    start, blank, cut = 0, True, b""
     size = lines = count = 0
-    buffer = bytearray(chunk_bytes + 1)
-    while read := file.readinto(memoryview(buffer)[:chunk_bytes]):
-        begins, blanks = _pieces(buffer, read)
+    buffer = bytearray(chunk_bytes + 4)
+    while read := file.readinto(memoryview(buffer)[len(cut) : len(cut) + chunk_bytes]):
+        buffer[: len(cut)] = cut
+        end = len(cut) + read
+        tails = (bytes(buffer[max(end - length, 0) : end]) for length in (2, 1))
+        cut = next((tail for tail in tails if tail in _CUT_SPACES), b"")
+        used = end - len(cut)
+        begins, blanks = _pieces(buffer, used)
         begins += size
         begins[0], blanks[0] = start, blanks[0] and blank
         kept = np.flatnonzero(~blanks[:-1])
@@ -88,9 +99,10 @@ def scan_lines(
         starts.append(begins[noted])
         numbers.append(noted + lines + 1)
         start, blank = int(begins[-1]), bool(blanks[-1])
-        size, lines, count = size + read, lines + len(blanks) - 1, count + len(kept)
+        size, lines, count = size + used, lines + len(blanks) - 1, count + len(kept)
         progress(read)
-    if not blank:
+    size += len(cut)
+    if cut or not blank:
         if count % EVERY == 0:
             starts.append(np.array([start]))
             numbers.append(np.array([lines + 1]))
@@ -106,14 +118,21 @@ def _pieces(buffer: bytearray, size: int) -> tuple[NDArray[np.int64], NDArray[np
     values = np.frombuffer(buffer, np.uint8, size + 1)
     ends = np.flatnonzero(values == _NEWLINE)
     begins = np.concatenate([[0], ends[:-1] + 1])
-    blanks = _SPACE[values[begins]]
-    for piece in np.flatnonzero(blanks & (begins < ends)):
-        blanks[piece] = not buffer[begins[piece] : ends[piece]].strip()
+    blanks = _MAY_BEGIN_BLANK[values[begins]]
+    doubtful = np.flatnonzero(blanks & (begins < ends))
+    places = begins[doubtful]
+    blanks[doubtful] = sure = _MAY_BEGIN_SPACE[values[places], values[places + 1]]
+    for piece in doubtful[sure]:
+        blanks[piece] = _is_blank(buffer[begins[piece] : ends[piece]])
     return begins, blanks
 
 
+def _is_blank(line: bytes | bytearray) -> bool:
+    return not line.decode(errors="replace").strip()
+
+
 class LineIndex(IndexedFile[LineTable]):
-    """The lines of a file in UTF-8 that are not blank (ASCII whitespace alone), read when asked for.
+    """The lines of a file in UTF-8 that are not blank (whitespace alone), read when asked for.
 
     Args:
         path: the file. It must not change as long as this object is in use.
@@ -174,7 +193,7 @@ class LineIndex(IndexedFile[LineTable]):
             self._check(descriptor)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({error.strerror})") from error
-        return [(place, line) for place, line in enumerate(data.split(b"\n")) if line.strip()]
+        return [(place, line) for place, line in enumerate(data.split(b"\n")) if not _is_blank(line)]
 
     def _make(self, file: BufferedReader) -> LineTable:
         with progress_of(self.path, self._source.size) as progress:
@@ -185,7 +204,7 @@ class TextLines:
     """The lines of several text files, one after the other (data spec 1.8); see `LineIndex`.
 
     Args:
-        paths: the files, joined with `+`.
+        paths: the files, joined with `+`; no name is empty.
         cache: folder for index files; empty for none.
         in_memory_below: smaller files, in bytes, get no index file.
 
@@ -194,10 +213,7 @@ class TextLines:
     """
 
     def __init__(self, paths: str, cache: str = "", *, in_memory_below: int = IN_MEMORY_BELOW) -> None:
-        names = paths.split("+")
-        if not all(names):
-            raise DataError(f'"{paths}": a name is empty; expected names of text files joined with +')
-        self._files = [LineIndex(name, cache, in_memory_below=in_memory_below) for name in names]
+        self._files = [LineIndex(name, cache, in_memory_below=in_memory_below) for name in paths.split("+")]
         self._ends = list(accumulate(map(len, self._files)))
         if not len(self):
             raise DataError(f"{paths}: has no text; expected one sentence or paragraph per line")
@@ -206,7 +222,7 @@ class TextLines:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> str:
-        """Returns a line without whitespace around it; of Unicode whitespace alone, that is nothing.
+        """Returns a line without whitespace around it.
 
         Raises:
             DataError: it is not UTF-8, or the file has changed.

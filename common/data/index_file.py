@@ -4,7 +4,7 @@ Layout, numbers little-endian, 64 bits:
 
     magic     16 bytes, of the kind of index and its version
     digest    16 bytes, of all that follows
-    source    size, time in ns and digest (16 bytes) of the source
+    source    size, two times in ns and digest (16 bytes) of the source
     words     what the kind wants
 """
 
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 SECONDS_PER_LINE = 10.0
 
-_HEAD = struct.Struct("<2q16s")
+_HEAD = struct.Struct("<3q16s")
 _WORDS = 2 * 16 + _HEAD.size
 _SAMPLES, _SAMPLE_BYTES = 64, 2**18
 
@@ -54,21 +54,26 @@ def _digest(*parts: bytes | memoryview) -> bytes:
 class Source(NamedTuple):
     """What tells one state of a file from another.
 
+    A copy, another name or other permissions make another state too, as `changed` is all that tells of content that
+    was exchanged in place under the old time: that the index is made anew then costs seconds.
+
     Attributes:
         size: in bytes.
-        modified: time of the last change, in ns.
+        modified: time of the last change of the content, in ns, which a program may set.
+        changed: time of the last change of anything, in ns, which none can set.
         digest: of up to 64 blocks of 256 KB over the whole file; of all of it up to 16 MB.
     """
 
     size: int
     modified: int
+    changed: int
     digest: bytes = b""
 
     @classmethod
     def of(cls, descriptor: int) -> Source:
         """Returns the state of an open file, without digest."""
         found = os.fstat(descriptor)
-        return cls(found.st_size, found.st_mtime_ns)
+        return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     @property
     def is_known_whole(self) -> bool:
@@ -125,9 +130,11 @@ class Table(ABC):
         magic, digest, rest = data[:16], data[16:32], memoryview(data)[32:]
         if not magic.startswith(cls.magic[:-3]) and any(magic):
             raise FileExistsError(errno.EEXIST, "is a file of another kind")
-        if magic == cls.magic and Source(*_HEAD.unpack_from(rest)) != source:
+        if magic != cls.magic:
+            raise ValueError("is of another version" if any(magic) else "is damaged")
+        if Source(*_HEAD.unpack_from(rest)) != source:
             raise ValueError("is of another state of that file")
-        if magic != cls.magic or _digest(rest) != digest:
+        if _digest(rest) != digest:
             raise ValueError("is damaged")
         return cls.from_words(np.frombuffer(data, "<i8", offset=_WORDS))
 
@@ -227,11 +234,15 @@ class IndexedFile(ABC, Generic[TableT]):
     def _check(self, descriptor: int) -> None:
         # At every reading: the file may be written to in place, and this costs less than a microsecond.
         now = Source.of(descriptor)
-        if now[:2] == self._source[:2]:
+        if now[:3] == self._source[:3]:
             return
-        if now.is_known_whole and now.sampled(descriptor) == self._source._replace(modified=now.modified):
-            self._source = now._replace(digest=self._source.digest)  # touched, or written again as it was
-            return
+        # Touched, or written again as it was; of a large file only another name or permissions are believed.
+        harmless = now.is_known_whole or now.modified == self._source.modified
+        if harmless and now.size == self._source.size:
+            now = now.sampled(descriptor)
+            if now.digest == self._source.digest:
+                self._source = now
+                return
         raise DataError(f"{self.path}: has changed since it was opened; start again to index it anew")
 
     def _load(self) -> TableT:

@@ -161,6 +161,9 @@ class PackedRegions:
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedRegions, (self.path,)
 
+    def __contains__(self, image_id: int | str) -> bool:
+        return self._find(str(image_id).encode()) is not None
+
     def require_classes(self) -> None:
         """Checks that there are class scores.
 
@@ -199,10 +202,14 @@ class PackedRegions:
             else None,
         )
 
-    def _record(self, key: bytes, where: str) -> tuple[int, PackedRecord]:
+    def _find(self, key: bytes) -> int | None:
         # A longer key would make a longer copy of all ids.
         at = int(np.searchsorted(self._ids, key)) if len(key) <= self.header.id_bytes else len(self._ids)
-        if at == len(self._ids) or self._ids[at] != key:
+        return at if at < len(self._ids) and self._ids[at] == key else None
+
+    def _record(self, key: bytes, where: str) -> tuple[int, PackedRecord]:
+        at = self._find(key)
+        if at is None:
             raise DataError(f"{where}: not in this file, packed from {', '.join(self.header.sources)}")
         record = PackedRecord.at(self._data, int(self._offsets[at]))
         if record is None or record.key != key:

@@ -111,7 +111,7 @@ def _array(record: Mapping[str, Any], key: str, where: str, rows: int, columns: 
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: {key} is not base64 of float32 numbers ({error})") from error
     if columns is None:
-        columns = len(data) // (4 * rows) if rows else COLUMNS
+        columns = max(len(data) // (4 * rows), 1) if rows else COLUMNS
     if len(data) != 4 * rows * columns:
         hint = (
             ", as many as float64 takes: write it as '<f4'"

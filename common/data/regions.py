@@ -13,7 +13,7 @@ from common.data.packed_regions import PackedRegions
 from common.data.picture import Picture
 from common.data.region_json import Regions, json_regions
 from common.data.store import Store, split_archive
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -67,19 +67,25 @@ class RegionFiles:
     """Reads the regions of a picture by the path of its json file. Can be pickled, and used after a fork.
 
     Args:
-        packed: packed files that are read in their stead, joined with +: of several, the one that was packed from
-            the folder or archive in the path. Empty for none.
+        packed: packed files that are read in their stead, joined with +: of several, those that were packed from
+            the folder or archive in the path, or from another part of its set. Empty for none.
         feature_dim: width F of a feature.
         cache: folder for indexes of archives, see `Store`.
 
     Raises:
+        ConfigError: the name of a packed file is empty.
         DataError: a packed file is missing or damaged.
     """
 
     def __init__(self, packed: str = "", *, feature_dim: int = 2048, cache: str = "") -> None:
         self._feature_dim = feature_dim
         self._store = Store(cache=cache)
-        self._packed = [PackedRegions(path) for path in packed.split("+") if path]
+        names = packed.split("+") if packed else []
+        if not all(names):
+            raise ConfigError(
+                f'DATASET.PACKED_REGIONS: "{packed}": must name a file, or several joined with +'
+            )
+        self._packed = [PackedRegions(name) for name in names]
 
     def check(self, path: str, *, classes: bool = False) -> None:
         """Checks that there is the place of a file.
@@ -92,9 +98,9 @@ class RegionFiles:
             DataError: no such folder or archive, or none of the packed files was made from it, or it lacks them.
         """
         if self._packed:
-            packed = self._packed_from(place_of(path))
-            if classes:
-                packed.require_classes()
+            for packed in self._packed_from(place_of(path)):
+                if classes:
+                    packed.require_classes()
         else:
             self._store.check(place_of(path))
 
@@ -102,16 +108,19 @@ class RegionFiles:
         """Returns the regions of a picture, see `RegionStore.read`."""
         if self._packed:
             _, name = split_archive(path) or ("", path)
-            packed = self._packed_from(place_of(path))
-            return packed.read(PurePath(name).stem, self._feature_dim, features=features, classes=classes)
+            image_id, parts = PurePath(name).stem, self._packed_from(place_of(path))
+            for packed in parts:
+                if image_id in packed:
+                    return packed.read(image_id, self._feature_dim, features=features, classes=classes)
+            raise DataError(f"{path}: not in {', '.join(part.path for part in parts)}")
         return json_regions(
             self._store.json(path), path, self._feature_dim, features=features, classes=classes
         )
 
-    def _packed_from(self, place: str) -> PackedRegions:
-        for packed in self._packed:
-            if place_name(place) in packed.header.sources:
-                return packed
+    def _packed_from(self, place: str) -> list[PackedRegions]:
+        found = [packed for packed in self._packed if place_name(place) in packed.header.sources]
+        if found:
+            return found
         made = (f"{packed.path} from {', '.join(packed.header.sources)}" for packed in self._packed)
         raise DataError(f"{place}: not packed; {'; '.join(made)}")
 

@@ -75,7 +75,10 @@ def evaluate(
                 losses, counts = task.losses(outputs, batch), task.label_counts(batch)
                 none = next(iter(losses.values())).new_zeros(())
                 for key, name in loggers:
-                    values[name] = loss_over(losses.get(key, none), counts.get(key, 1))
+                    # A loss that the model does not have is 0, however many labels there are.
+                    values[name] = loss_over(
+                        losses.get(key, none), counts.get(key, 1) if key in losses else 1
+                    )
             metrics.update(values)
     return metrics.compute()
 

@@ -288,14 +288,18 @@ def _below(config: ExperimentConfig, folder: str | None) -> ExperimentConfig:
     return config.model_copy(update={"OUTPUT_PATH": str(Path(folder or "") / config.OUTPUT_PATH)})
 
 
-def _with_seed(config: ExperimentConfig, resumed: Resumed) -> ExperimentConfig:
-    """Decides the seed that RNG_SEED -1 leaves open: that of the run that goes on, or a new one for all ranks."""
+def _with_seed(config: ExperimentConfig, written: Path | None, new: int) -> ExperimentConfig:
+    """Decides the seed that RNG_SEED -1 leaves open, the same for all ranks.
+
+    Args:
+        config: the experiment.
+        written: checkpoint whose run had the seed, if any.
+        new: the seed without one.
+    """
     if config.RNG_SEED >= 0:
         return config
-    seed = random.SystemRandom().randrange(2**31)
-    if resumed is not None:
-        seed = checkpoint.config_of(read_weights(resumed[0])).get("RNG_SEED", seed)
-    seed = distributed.gather_objects(seed)[0]
+    run = checkpoint.config_of(read_weights(written)) if written else {}
+    seed = distributed.gather_objects(run.get("RNG_SEED", new))[0]
     logger.info("RNG_SEED -1: this run uses %d", seed)
     return config.model_copy(update={"RNG_SEED": seed})
 
@@ -329,7 +333,8 @@ def load_evaluation(
     trained = run_folder(config, args.cfg, "train")
     path = Path(args.ckpt) if args.ckpt is not None else checkpoint.best_file(trained, config.MODEL_PREFIX)
     folder = result_folder(args.result_path) if args.result_path else output_folder(config, args.cfg, split)
-    return task_class(config), path, folder
+    # The random decisions of the run's own validation; without its seed, the same every time.
+    return task_class(_with_seed(config, path, config.RNG_SEED)), path, folder
 
 
 # --- Training ----------------------------------------------------------------------------------------------
@@ -372,7 +377,7 @@ def _train_and_test(
     # One rank decides: the others could see a file that it does not.
     found = checkpoint.find(folder, config.MODEL_PREFIX, config.TRAIN) if distributed.is_main() else None
     resumed: Resumed = distributed.gather_objects(found)[0]
-    config = _with_seed(config, resumed)
+    config = _with_seed(config, resumed and resumed[0], random.SystemRandom().randrange(2**31))
     logger.info("training args:%s", args)
     logger.info("training config:\n%s", dump_config(config))
     task = task_class(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -90,8 +91,18 @@ def write_result(path: Path, fill: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Writes records as a json list (`write_result`), in the spelling of the reference: blanks, and ASCII only."""
-    write_result(path, lambda temporary: temporary.write_text(json.dumps(list(records)), encoding="ascii"))
+    """Writes records as a json list (`write_result`), in the spelling of the reference: blanks, and ASCII only.
+
+    A number that is not finite, such as a metric of nothing, becomes null.
+    """
+    known = [
+        {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in record.items()
+        }
+        for record in records
+    ]
+    write_result(path, lambda temporary: temporary.write_text(json.dumps(known), encoding="ascii"))
     logger.info("result json saved to %s.", path)
 
 

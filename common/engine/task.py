@@ -80,7 +80,10 @@ class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
         if path:
             weights = weights_of(read_weights(path, "NETWORK.PARTIAL_PRETRAIN"), path)
             adapted = self.adapt_pretrained(weights, path)
-            reports.append(load_matching(model, adapted, self.names, path))
+            report = load_matching(model, adapted, self.names, path)
+            reports.append(report)
+            if not any(name.endswith("special_word_embeddings.weight") for name in report.loaded):
+                model.vlbert.copy_special_words()
         return reports
 
     def adapt_pretrained(self, weights: Weights, source: str) -> Weights:
@@ -96,10 +99,11 @@ class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
         """
         network = self.config.NETWORK
         tokenizer = Tokenizer.from_directory(network.BERT_MODEL_NAME)
-        if len(tokenizer.vocab) > network.VLBERT.vocab_size:
+        words = max(tokenizer.vocab.values()) + 1  # of a word that stands twice the last place counts
+        if words > network.VLBERT.vocab_size:
             raise ConfigError(
                 f"NETWORK.VLBERT.vocab_size: {network.VLBERT.vocab_size}, but the vocabulary of "
-                f"NETWORK.BERT_MODEL_NAME ({network.BERT_MODEL_NAME}) has {len(tokenizer.vocab)} words; "
+                f"NETWORK.BERT_MODEL_NAME ({network.BERT_MODEL_NAME}) has {words} words; "
                 "use at least that"
             )
         return tokenizer

@@ -306,7 +306,9 @@ def load_base_models(
     """Fills a fresh model from the BERT and ResNet files that the config names, if any."""
     reports = []
     language = language_file(config)
-    if language is None:
+    if getattr(config.NETWORK.VLBERT, "from_scratch", False):  # a key of pre-training alone
+        logger.info("NETWORK.VLBERT.from_scratch: true; the language model starts from random values")
+    elif language is None:
         logger.warning(
             "NETWORK.BERT_MODEL_NAME: no pytorch_model.bin in %s; the language model starts from random values",
             config.NETWORK.BERT_MODEL_NAME,

@@ -128,5 +128,5 @@ class VisualLinguisticModel(nn.Module):
         image = int(batch.text.per_image.rows()[sequence])
         raise DataError(
             f"record {batch.record_ids[image]}: a text of {batch.text.lengths.longest} tokens; the model takes "
-            f"{limit} (NETWORK.VLBERT.max_position_embeddings, less two)"
+            f"{limit} (NETWORK.VLBERT.max_position_embeddings - position_padding_idx - 3)"
         )

@@ -331,11 +331,10 @@ def test_a_picture_without_regions(items):
         ({"num_boxes": 3}, r"1\.json: boxes"),
     ],
 )
-def test_wrong_region_files(items, change, message):
+def test_wrong_region_files_show_when_the_data_are_opened(items, change, message):
     items.regions.update(change)
-    data = items.captions(network=PIXELS)
-    with pytest.raises(DataError, match=message):
-        data.load(0, Draws(0.9, OWN, *CAPTION, *REGIONS))
+    with pytest.raises(DataError, match=rf"item 0 .*{message}"):
+        items.captions(network=PIXELS)
 
 
 def test_features_need_the_size_of_the_picture(items):
@@ -363,6 +362,13 @@ def test_wrong_records_are_named(items, record, message):
     items.records[1].update(record)
     with pytest.raises(DataError, match=message):
         items.captions()[ItemKey(0, 1)]
+
+
+@pytest.mark.parametrize("kind", ["captions", "coco_set"])
+def test_without_a_path_data_lie_in_the_working_directory(items, monkeypatch, kind):
+    monkeypatch.chdir(items.root)
+    data = getattr(items, kind)(network=PIXELS, DATASET_PATH="")
+    assert data[ItemKey(0, 1)].image is not None
 
 
 def test_missing_pictures_are_no_zeros(items):
@@ -400,7 +406,8 @@ def test_skipping_bad_records_begins_with_the_first(items):
     items.records[0]["caption"] = []
     data = items.captions(ON_BAD_DATA="skip")
     assert data.on_bad_data == "skip"
-    assert items.captions(split="val", ON_BAD_DATA="skip").on_bad_data == "raise"
+    with pytest.raises(DataError, match=r"item 0 .* has no word"):
+        items.captions(split="val", ON_BAD_DATA="skip")
     items.records[0] = {"image": "no record"}
     items.captions(ON_BAD_DATA="skip")
 

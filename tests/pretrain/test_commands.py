@@ -60,6 +60,15 @@ def test_validation_is_the_same_every_time(trained, capsys):
     assert other != found
 
 
+def test_a_seed_that_was_left_open_is_the_one_of_the_run(world):
+    open_seed = "RNG_SEED=-1"
+    assert world.train(open_seed) == 0
+    expected = validated(re.findall(r"\tVal-(.*)", next(world.out.rglob("*.log")).read_text())[0])
+    assert world.evaluate("val", *world.model(), "--result-name", "x", changes=(open_seed,)) == 0
+    (found,) = json.loads((world.out / "results/x_val.json").read_text())
+    assert found == pytest.approx(expected, abs=2e-6)
+
+
 def test_losses_are_means_over_labels_whatever_the_batches(trained):
     found = {}
     for size in ("1", "5"):

@@ -115,7 +115,10 @@ def test_a_batch(items):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"TRAIN_ANNOTATION_FILE": ""}, r"DATASET\.TRAIN_ANNOTATION_FILE: must name a text file"),
+        *(
+            ({"TRAIN_ANNOTATION_FILE": names}, r'DATASET\.TRAIN_ANNOTATION_FILE: ".*": must name a text file')
+            for names in ("", "a.doc+", "+a.doc", "a.doc++b.doc")
+        ),
         ({"split": "test"}, "DATASET: pre-training has no test split"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -143,6 +144,8 @@ def test_words_come_from_a_file_or_a_list(trained, tmp_path):
         (("--words", ","), 2, '--words: "," names no word'),
         (("--words", "red,blue-green"), 2, '--words: "blue-green" is not one word'),
         (("--words", "red,☃"), 2, '--words: "☃" is not one word'),
+        (("--words", sys.executable), 2, f"--words: {sys.executable}: cannot be read as text in UTF-8"),
+        (("--words", "red," * 2000 + "☃"), 2, '--words: "☃" is not one word'),
         (("--words", "zero"), 1, "--words: no caption of val has one of them"),
         (("--words", "red", "--set", "NETWORK.WITH_MLM_LOSS=false"), 2, "NETWORK.WITH_MLM_LOSS: false"),
     ],
@@ -150,6 +153,12 @@ def test_words_come_from_a_file_or_a_list(trained, tmp_path):
 def test_a_mistake_is_one_message(trained, capsys, flags, status, message):
     assert trained.evaluate("probe", *trained.model(), *flags) == status
     assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_a_model_of_attention_maps_restores_nothing(trained, capsys):
+    changes = ("MODULE=ResNetVLBERTForAttentionVis", "TRAIN.END_EPOCH=0")
+    assert trained.evaluate("probe", *trained.model(), "--words", "red", changes=changes) == 2
+    assert capsys.readouterr().err.startswith("error: MODULE: ResNetVLBERTForAttentionVis: restores nothing")
 
 
 def test_words_must_be_named(trained, capsys):

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
+from common.data.tokenization import SPECIAL_TOKENS
 from common.engine.build import build_split
-from common.errors import ConfigError
+from common.errors import CheckpointError, ConfigError
 from pretrain.model import PretrainOutputs
 from tests.pretrain.test_model import ALL_LOSSES, CLASSES, batch, mixed, picture, text, thin_task
 
@@ -101,6 +102,43 @@ def test_a_batch_of_texts_alone_can_be_evaluated():
     assert losses["mlm_loss_wvc"] == losses["mvrc_loss"] == losses["relationship_loss"] == 0
     total, count = task.metrics(found, inputs, "val")["MLMAccWVC"]
     assert (total, count) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["multitask", "attention"])
+def test_from_scratch_reads_no_language_file(name, caplog):
+    caplog.set_level("INFO")
+    options = (
+        "NETWORK.BERT_PRETRAINED=/nowhere/bert",
+        "NETWORK.PARTIAL_PRETRAIN=",
+        "NETWORK.IMAGE_PRETRAINED=",
+    )
+    model = thin_task(name, *options).build_model()
+    with pytest.raises(CheckpointError, match=r"NETWORK.BERT_PRETRAINED: /nowhere/bert-0000\.model: no such"):
+        thin_task(name, *options).load_pretrained(model)
+    assert thin_task(name, *options, "NETWORK.VLBERT.from_scratch=true").load_pretrained(model) == []
+    assert "NETWORK.VLBERT.from_scratch: true; the language model starts from random values" in caplog.text
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_special_words_start_from_the_checkpoint_that_fills_the_model(tmp_path, kept):
+    frozen = ("NETWORK.VLBERT.word_embedding_frozen=true", "NETWORK.VLBERT.vocab_size=1000")
+    path = tmp_path / "x.model"
+    task = thin_task("multitask", *frozen, f"NETWORK.PARTIAL_PRETRAIN={path}")
+    table, special = "vlbert.word_embeddings.weight", "vlbert.special_word_embeddings.weight"
+    weights = {table: torch.ones(1000, 16)} | ({special: torch.zeros(1000, 16)} if kept else {})
+    torch.save({"state_dict": weights}, path)
+    model = task.build_model()
+    task.load_pretrained(model)
+    assert model.state_dict()[special].unique().tolist() == [0.0 if kept else 1.0]
+
+
+def test_a_vocabulary_beyond_the_word_table(tmp_path):
+    # A word that stands twice has the id of its last line: 6 words, ids up to 6.
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "dog", "dog"]))
+    options = [f"NETWORK.BERT_MODEL_NAME={tmp_path}", "NETWORK.VLBERT.vocab_size="]
+    assert thin_task("multitask", options[0], f"{options[1]}7").tokenizer.vocab["dog"] == 6
+    with pytest.raises(ConfigError, match=r"NETWORK\.VLBERT\.vocab_size: 6, but the vocabulary .* 7 words"):
+        _ = thin_task("multitask", options[0], f"{options[1]}6").tokenizer
 
 
 def test_there_is_no_test_split(tmp_path):

@@ -259,3 +259,9 @@ def test_missing_files_are_named(world):
 def test_evaluation_never_leaves_out_a_record(world):
     for split, status in (("train", "skip"), ("val", "raise"), ("test", "raise")):
         assert world.open(split, ON_BAD_DATA="skip").on_bad_data == status
+
+
+@pytest.mark.parametrize("precomputed", [True, False])
+def test_without_a_path_data_lie_in_the_working_directory(world, monkeypatch, precomputed):
+    monkeypatch.chdir(world.root)
+    assert len(world.open("train", precomputed, DATASET_PATH="")[ItemKey(0, 0)].boxes) == 3

@@ -68,7 +68,7 @@ def test_only_large_directories_are_indexed(tmp_path, path):
     assert isinstance(open_archive(path), SmallArchive)
     assert os.listdir(tmp_path) == ["a.zip"]
     assert isinstance(open_archive(path, indexed_above=size - 1), LargeArchive)
-    assert os.path.getsize(f"{path}.index") == 64 + 8 * 2 + 16 * 100
+    assert os.path.getsize(f"{path}.index") == 72 + 8 * 2 + 16 * 100
     assert module.INDEXED_ABOVE == 4 * 2**20
 
 

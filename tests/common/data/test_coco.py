@@ -95,6 +95,16 @@ def test_files_that_are_wrong(write, content, message):
         CocoIndex(write(content))
 
 
+def test_categories_beyond_the_classes(write):
+    categories = [{"id": number} for number in range(1, 82)]
+    annotations = [{**ANNOTATIONS[0], "category_id": 81}, {**ANNOTATIONS[1], "category_id": 80}]
+    index = CocoIndex(write({"images": IMAGES, "annotations": annotations, "categories": categories}))
+    first, second = (one["image_id"] for one in annotations)
+    assert index.classes(second).tolist() == [80]
+    with pytest.raises(DataError, match=rf"image {first} is number 81 of its list; expected the 80 of COCO"):
+        index.classes(first)
+
+
 def test_detections(write):
     found = [{"image_id": 9, "box": [1, 2, 3, 4], "score": 0.5}, {"image_id": 3, "box": [5, 5, 5, 5]}]
     table = BoxTable.of_detections(write([*found, {"image_id": 9, "box": [0, 0, 0.5, 0]}]))

@@ -12,7 +12,7 @@ from common.data.packed_regions import HEADER_BYTES, PackedHeader, PackedRegions
 from common.data.packed_writer import PackedWriter
 from common.data.region_json import json_regions
 from common.data.regions import RegionFiles, RegionStore, place_name, place_of
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 from scripts.pack_regions import pack
 
 F = 6
@@ -138,6 +138,7 @@ NAN, INF = np.float32("nan"), np.float32("inf")
         ({"image_box_feature": encode(range(5))}, "image_box_feature holds 20 bytes; expected 1 x 6"),
         ({"classes": encode(range(7))}, "classes holds 28 bytes; expected 2 x 3"),
         ({"classes": None}, "has no classes"),
+        ({"classes": ""}, "classes holds 0 bytes; expected 2 x 1 float32 numbers"),
         ({"image_w": 0}, "image_w is 0; expected a whole number of at least 1"),
         ({"image_h": None}, "has no image_h"),
     ],
@@ -264,7 +265,7 @@ def test_places_of_files_are_checked(places, tmp_path):
     for method in (files.check, lambda path: files.read(path, features=True)):
         with pytest.raises(DataError, match=r"other: not packed; .*packed from set"):
             method("d/other/9.json")
-    with pytest.raises(DataError, match="packed, image 7: not in this file"):
+    with pytest.raises(DataError, match=r"d/set/7\.json: not in .*packed$"):
         files.read("d/set/7.json", features=True)
 
 
@@ -276,6 +277,33 @@ def test_of_several_packed_files_the_folder_tells_which(places, tmp_path):
     files = RegionFiles(f"{places['packed'][1]}+{tmp_path}/second", feature_dim=F)
     for path, count in (("a/set/9.json", 2), ("more/9.json", 1), ("b/more.2.zip@/9.json", 1)):
         assert len(files.read(path, features=True).boxes) == count
+
+
+def test_parts_of_a_set_may_be_packed_one_by_one(tmp_path):
+    header = PackedHeader(dtype="float32", feature_dim=F, classes=True)
+    for part in (0, 1):
+        with zipfile.ZipFile(tmp_path / f"set.{part}.zip", "w") as archive:
+            archive.writestr(f"{part}.json", json.dumps(record(part + 1)))
+        pack([f"{tmp_path}/set.{part}.zip"], tmp_path / str(part), header)
+    files = RegionFiles(f"{tmp_path}/0+{tmp_path}/1", feature_dim=F)
+    for part in (0, 1):
+        path = f"set.{part}.zip@/{part}.json"
+        files.check(path, classes=True)
+        assert len(files.read(path, features=True).boxes) == part + 1
+    with pytest.raises(DataError, match=r"set\.1\.zip@/2\.json: not in .*/0, .*/1$"):
+        files.read("set.1.zip@/2.json", features=True)
+
+
+def test_all_parts_of_a_set_have_what_is_asked_for(tmp_path):
+    paths = [write_packed(tmp_path / str(part), {"9": record()}, classes=part == 0) for part in (0, 1)]
+    with pytest.raises(DataError, match="1: has no class scores"):
+        RegionFiles("+".join(paths), feature_dim=F).check("set/9.json", classes=True)
+
+
+@pytest.mark.parametrize("names", ["a+", "+a", "a++b", "+"])
+def test_no_packed_file_is_without_a_name(names):
+    with pytest.raises(ConfigError, match=r'DATASET\.PACKED_REGIONS: ".*": must name a file, or several'):
+        RegionFiles(names)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,20 @@ def test_losses_where_the_task_validates_them():
     assert values["ToyLoss"] == pytest.approx((0.0 + 1.0) / 2)
 
 
+def test_a_loss_that_the_model_lacks_is_0():
+    class Lacking(ToyTask):
+        validates_losses = True
+
+        def losses(self, outputs, batch):
+            return {"another_loss": outputs.new_ones(())}
+
+        def label_counts(self, batch):
+            return {"loss": 0}
+
+    task = Lacking(toy_config())
+    assert evaluate(task, task.build_model(), BATCHES, CPU)["ToyLoss"] == 0
+
+
 def test_predictions_come_in_dataset_order():
     task = ToyTask(toy_config())
     assert predict(task, task.build_model(), BATCHES, CPU) == [

@@ -196,10 +196,13 @@ def test_an_open_seed_is_drawn_once_for_a_run(tmp_path, caplog):
     path = tmp_path / "net-0000.model"
     torch.save({"config": dump_config(toy_config().model_copy(update={"RNG_SEED": 77}))}, path)
     with caplog.at_level(logging.INFO):
-        assert main._with_seed(config, None).RNG_SEED >= 0
-        assert main._with_seed(config, (path, 0)).RNG_SEED == 77
+        assert main._with_seed(config, None, 5).RNG_SEED == 5
+        assert main._with_seed(config, path, 5).RNG_SEED == 77
     assert "RNG_SEED -1: this run uses 77" in caplog.text
-    assert main._with_seed(config.model_copy(update={"RNG_SEED": 5}), (path, 0)).RNG_SEED == 5
+    assert main._with_seed(config.model_copy(update={"RNG_SEED": 6}), path, 5).RNG_SEED == 6
+    for other in ({}, {"config": {"RNG_SEED": 77}}, {"config": "of another program"}):
+        torch.save(other, path)
+        assert main._with_seed(config, path, 5).RNG_SEED == 5
 
 
 def test_evaluation_flags():
