@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from torch import Tensor
 from common.data.coco import CLASS_OF_CATEGORY
 from common.data.found import FoundRegions
 from common.data.transforms import clip_boxes
-from common.errors import UsageError, did_you_mean
+from common.errors import DataError, UsageError, did_you_mean
 from common.modeling.official_names import OfficialNames
 from common.modeling.pretrained import load_state, read_weights, weights_of
 
@@ -82,31 +80,28 @@ class TorchvisionDetector:
         self._classes = torch.tensor([CLASS_OF_CATEGORY.get(label, 0) for label in range(91)])
 
     def __call__(self, images: list[Image.Image]) -> list[FoundRegions]:
-        """Returns the regions of RGB pictures; those of a picture do not depend on the others."""
-        found: dict[int, FoundRegions] = {}
-        for members in alike(image.size for image in images):
-            batch = [_as_tensor(images[index]).to(self._device) for index in members]
-            with torch.inference_mode():
-                results = self._model(batch)
-            for index, result in zip(members, results, strict=True):
-                found[index] = self._regions(result, images[index].size)
-        return [found[index] for index in range(len(images))]
+        """Returns the regions of RGB pictures, one after the other: in a batch, last bits depend on its others.
+
+        Raises:
+            DataError: a picture is so narrow that nothing of it is left at the detector's scale.
+        """
+        return [self._look(image) for image in images]
+
+    def _look(self, image: Image.Image) -> FoundRegions:
+        scaled = self._model.transform
+        if scaled.fixed_size is None and min(image.size) * scaled.max_size < max(image.size):
+            raise DataError(
+                f"a picture of {image.width} x {image.height} pixels is too narrow for this detector, which scales the "
+                f"long side to {scaled.max_size}; give its boxes"
+            )
+        with torch.inference_mode():
+            (result,) = self._model([_as_tensor(image).to(self._device)])
+        return self._regions(result, image.size)
 
     def _regions(self, result: dict[str, Tensor], size: tuple[int, int]) -> FoundRegions:
         scores, order = result["scores"].float().cpu().sort(descending=True, stable=True)
         boxes, labels = result["boxes"].float().cpu()[order], result["labels"].cpu()[order]
         return FoundRegions(clip_boxes(boxes, *size), self._classes[labels], scores)
-
-
-def alike(keys: Iterable[Hashable]) -> list[list[int]]:
-    """Returns the places of equal keys, in the order of their first ones.
-
-    Pictures of one size make a batch without padding: what is computed of one does not depend on the others.
-    """
-    places = defaultdict(list)
-    for place, key in enumerate(keys):
-        places[key].append(place)
-    return list(places.values())
 
 
 def _as_tensor(image: Image.Image) -> Tensor:

@@ -18,8 +18,7 @@ from typing_extensions import Self
 from common.batch import Lengths
 from common.config import ExperimentConfig
 from common.data.picture import place_picture
-from common.data.transforms import place_boxes, target_size
-from common.engine.detector import alike
+from common.data.transforms import place_boxes
 from common.errors import CheckpointError, ConfigError
 from common.modeling.fast_rcnn import FastRCNN
 from common.modeling.official_names import OfficialNames, strip_wrapper
@@ -132,38 +131,29 @@ class RegionExtractor:
         return cls(branch, device, config.SCALES)
 
     def __call__(self, images: Sequence[Image.Image], boxes: Sequence[Tensor]) -> list[PooledFeatures]:
-        """Returns the features of every picture; those of a picture do not depend on the others.
+        """Returns the features of every picture, one after the other: in a batch, last bits depend on its others.
 
         Args:
             images: RGB.
             boxes: (n, 4) x1, y1, x2, y2 of each, in its pixels.
         """
-        found: dict[int, PooledFeatures] = {}
-        for members in alike(target_size(*image.size, self._scales) for image in images):
-            pooled = self._pooled([images[index] for index in members], [boxes[index] for index in members])
-            found.update(zip(members, pooled, strict=True))
-        return [found[index] for index in range(len(images))]
+        return [self._pooled(image, own) for image, own in zip(images, boxes, strict=True)]
 
-    def _pooled(self, images: Sequence[Image.Image], boxes: Sequence[Tensor]) -> list[PooledFeatures]:
-        """As `__call__`, for pictures of one size."""
-        pictures = [place_picture(image, image.size, self._scales) for image in images]
-        placed = [
-            place_boxes(torch.cat([own.new_tensor([picture.whole]), own]), picture.im_info, flipped=False)
-            for picture, own in zip(pictures, boxes, strict=True)
-        ]
-        lengths = Lengths.of([len(rows) for rows in placed], self._device)
+    def _pooled(self, image: Image.Image, boxes: Tensor) -> PooledFeatures:
+        picture = place_picture(image, image.size, self._scales)
+        assert picture.pixels is not None
+        rows = torch.cat([boxes.new_tensor([picture.whole]), boxes])
+        placed = place_boxes(rows, picture.im_info, flipped=False)
         with torch.inference_mode():
             raw = self._branch.pool(
-                torch.stack([picture.pixels for picture in pictures if picture.pixels is not None]).to(
-                    self._device
-                ),
-                torch.stack([picture.im_info[:2] for picture in pictures]).to(self._device),
-                torch.cat(placed).to(self._device),
-                lengths.rows(),
+                picture.pixels[None].to(self._device),
+                picture.im_info[None, :2].to(self._device),
+                placed.to(self._device),
+                Lengths.of([len(placed)], self._device).rows(),
             )
-        parts = torch.split(raw.float().cpu(), list(lengths.sizes))
+        features = raw.float().cpu()
         # Parts of one tensor would keep all of it in memory.
-        return [PooledFeatures(part[1:].clone(), part[0].clone()) for part in parts]
+        return PooledFeatures(features[1:].clone(), features[0].clone())
 
 
 def _branch_of(config: ExperimentConfig) -> FastRCNN:
