@@ -44,6 +44,7 @@ class PackedHeader(BaseModel, frozen=True, extra="forbid"):
         feature_dim: width F of a feature.
         classes: whether the records have class scores.
         sources: names of the folders and archives that it was packed from.
+        arguments: what it was made with, see `common.arguments`; of packed json nothing but the attributes above.
         complete: whether packing came to its end; the attributes below are 0 until then.
         columns: width C of class scores.
         count: pictures.
@@ -58,6 +59,7 @@ class PackedHeader(BaseModel, frozen=True, extra="forbid"):
     feature_dim: int
     classes: bool = False
     sources: tuple[str, ...] = ()
+    arguments: dict[str, str] = {}
     complete: bool = False
     columns: int = 0
     count: int = 0
