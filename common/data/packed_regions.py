@@ -83,6 +83,15 @@ class PackedHeader(BaseModel, frozen=True, extra="forbid"):
         return parse_model(cls, data[len(_MAGIC) : HEADER_BYTES], where)
 
 
+def is_packed_file(path: str) -> bool:
+    """Tells a packed file, finished or not, from others by its first bytes; also from what is no readable file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
 class PackedRecord(NamedTuple):
     """Where the parts of a record lie in the file; `values` are image feature, features, class scores."""
 
@@ -163,6 +172,9 @@ class PackedRegions:
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedRegions, (self.path,)
 
+    def __contains__(self, image_id: str) -> bool:
+        return self._find(image_id.encode()) is not None
+
     def require_classes(self) -> None:
         """Checks that there are class scores.
 
@@ -202,14 +214,18 @@ class PackedRegions:
         )
 
     def _record(self, key: bytes, where: str) -> tuple[int, PackedRecord]:
-        # A longer key would make a longer copy of all ids.
-        at = int(np.searchsorted(self._ids, key)) if len(key) <= self.header.id_bytes else len(self._ids)
-        if at == len(self._ids) or self._ids[at] != key:
+        at = self._find(key)
+        if at is None:
             raise DataError(f"{where}: not in this file, packed from {', '.join(self.header.sources)}")
         record = PackedRecord.at(self._data, int(self._offsets[at]))
         if record is None or record.key != key:
             raise DataError(f"{where}: is damaged; copy the file again, or pack it again")
         return at, record
+
+    def _find(self, key: bytes) -> int | None:
+        # A longer key would make a longer copy of all ids.
+        at = int(np.searchsorted(self._ids, key)) if len(key) <= self.header.id_bytes else len(self._ids)
+        return at if at < len(self._ids) and self._ids[at] == key else None
 
     def _array(self, dtype: str, start: int, count: int) -> NDArray[Any]:
         return np.frombuffer(self._data, dtype, count, start)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import os
 import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic, TypeVar
@@ -34,10 +35,15 @@ def split_archive(path: str) -> tuple[str, str] | None:
     return (f"{archive}.zip", member.strip("/")) if mark else None
 
 
+def without_mark(data: bytes) -> bytes:
+    """Returns text in UTF-8 without the byte order mark that some editors write before it."""
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
 def parse_json(data: bytes, where: str) -> Any:
     """Parses UTF-8 json; `where` names the source in the message of the `DataError`."""
     try:
-        return orjson.loads(data)
+        return orjson.loads(without_mark(data))
     except orjson.JSONDecodeError as error:
         found = str(error) if data.strip() else "it is empty"
         raise DataError(f"{where}: expected json in UTF-8, but {found}") from error
@@ -46,7 +52,7 @@ def parse_json(data: bytes, where: str) -> Any:
 def parse_model(model: type[ModelT], data: bytes, where: str) -> ModelT:
     """Parses json into a model; `where` names the source in the message of the `DataError`."""
     try:
-        return model.model_validate_json(data)
+        return model.model_validate_json(without_mark(data))
     except ValidationError as error:
         raise _not_a_model(error, data, where) from error
 
@@ -163,7 +169,12 @@ class Store:
         parts = split_archive(place)
         if parts is None:
             if not os.path.isdir(place):
-                raise DataError(f"{place}: no such folder")
+                found = (
+                    "a file; expected a folder or a zip archive"
+                    if os.path.exists(place)
+                    else "no such folder"
+                )
+                raise DataError(f"{place}: {found}")
             return
         archive, _ = parts
         if not os.path.isfile(archive):
@@ -188,6 +199,17 @@ class Store:
                 return self._archive(archive).read(member)
             except KeyError as error:
                 raise DataError(f"{archive}: the archive has no member {member}") from error
+
+    def read_if_there(self, path: str) -> bytes | None:
+        """Returns the content of a file or archive member; None where there is none.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        parts = split_archive(path)
+        with _clear_errors(path), suppress(FileNotFoundError, KeyError):
+            return Path(path).read_bytes() if parts is None else self._archive(parts[0]).read(parts[1])
+        return None
 
     def json(self, path: str) -> Any:
         """Returns the parsed content of a json file in UTF-8."""

@@ -21,7 +21,9 @@ MakeFinder: TypeAlias = Callable[[torch.device], RegionFinder]
 def add_box_flags(parser: argparse.ArgumentParser) -> None:
     """Adds `--boxes` and the flags of a detector."""
     parser.add_argument(
-        "--boxes", metavar="FILE", help="json with the boxes (default: the detector's, else a grid)"
+        "--boxes",
+        metavar="FILE",
+        help="json, folder of region files, or packed file with the boxes (default: the detector's, else a grid)",
     )
     parser.add_argument(
         "--detector", metavar="NAME", help="torchvision detector, such as fasterrcnn_resnet50_fpn_v2"

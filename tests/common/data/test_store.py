@@ -95,6 +95,9 @@ def test_missing_files(tmp_path, archive):
 
 
 def test_places_are_checked_at_the_start(tmp_path, archive):
+    (tmp_path / "notes").write_text("")
+    with pytest.raises(DataError, match="notes: a file; expected a folder or a zip archive"):
+        Store([f"{tmp_path}/notes"])
     with pytest.raises(DataError, match="nothing: no such folder"):
         Store([str(tmp_path / "nothing")])
     with pytest.raises(DataError, match=r"b.zip: no such file; expected a zip archive"):
