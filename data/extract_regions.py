@@ -20,9 +20,12 @@ if __package__ in (None, ""):  # run as a file: the folder above holds the packa
 import torch
 
 import vl_bert
+from common.arguments import content_of
+from common.config import ExperimentConfig
 from common.engine.box_flags import (
     MakeFinder,
     add_box_flags,
+    box_arguments,
     boxes_from_flags,
     check_box_flags,
     detector_maker,
@@ -56,8 +59,20 @@ def command_line() -> argparse.ArgumentParser:
     )
     add("--dtype", choices=("float32", "float16"), default="float32", help="of features in a packed file")
     add("--device", help="cpu, cuda or cuda:N (default: all GPUs, if any)")
-    add("--processes", type=int, default=0, metavar="N", help="default: one for each GPU; one on a CPU")
-    add("--batch-size", type=int, default=4, metavar="N", help="pictures at once (default: %(default)s)")
+    add(
+        "--processes",
+        type=int,
+        default=0,
+        metavar="N",
+        help="default: one for each GPU; on a CPU one for each core, at most 8",
+    )
+    add(
+        "--batch-size",
+        type=int,
+        default=4,
+        metavar="N",
+        help="pictures that a process takes at once, on a GPU in one batch (default: %(default)s)",
+    )
     add("--on-bad", choices=("raise", "skip"), default="raise", help="what to do with a broken picture")
     return flags
 
@@ -77,21 +92,36 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--dtype {args.dtype}: json files are float32; name a file that ends in .packed")
 
 
-def _devices(args: argparse.Namespace) -> list[torch.device]:
+def _devices(args: argparse.Namespace, pictures: int) -> list[torch.device]:
     """Returns the device of each process."""
     device = device_of(args.device)
-    if device.type != "cuda" or device.index is not None:
+    if device.type == "cpu":
+        worth_it = min(torch.get_num_threads(), 8, pictures // 8)
+        return [device] * (args.processes or max(worth_it, 1))
+    if device.index is not None:
         return [device] * max(args.processes, 1)
     count = torch.cuda.device_count()
     return [torch.device("cuda", number % count) for number in range(args.processes or count)]
 
 
-def _extractor(args: argparse.Namespace) -> Callable[[torch.device], RegionExtractor]:
-    config = vl_bert.read_config(args.cfg, args.set) if args.cfg else None
+def _extractor(
+    args: argparse.Namespace, config: ExperimentConfig | None
+) -> Callable[[torch.device], RegionExtractor]:
     if args.weights:
         return partial(RegionExtractor.from_resnet_file, args.weights, config=config)
     assert config is not None
     return partial(RegionExtractor.from_checkpoint, config, args.ckpt)
+
+
+def _arguments(args: argparse.Namespace, config: ExperimentConfig | None) -> dict[str, str]:
+    """Returns what results depend on, see `common.arguments`."""
+    flag = "--weights" if args.weights else "--ckpt"
+    result = {flag: content_of(args.weights or args.ckpt)}
+    if config is not None:
+        result["--cfg"] = content_of(config.model_dump_json(include={"NETWORK", "SCALES"}).encode())
+    if device_of(args.device).type != "cpu":  # there each picture is computed alone
+        result["--batch-size"] = str(args.batch_size)
+    return result | box_arguments(args) | {"--classes": str(args.classes), "--names": args.names}
 
 
 def _finder(args: argparse.Namespace) -> MakeFinder | None:
@@ -106,14 +136,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _check(args)
     pictures = list_pictures(args.images, by_number=args.names == "number")
     boxes = boxes_from_flags(args, len(pictures))
-    recipe = Recipe(_extractor(args), _finder(args), args.classes)
-    work = Extraction(pictures, boxes, recipe, _devices(args), args.batch_size, args.on_bad == "skip")
+    config = vl_bert.read_config(args.cfg, args.set) if args.cfg else None
+    recipe = Recipe(_extractor(args, config), _finder(args), args.classes)
+    devices = _devices(args, len(pictures))
+    torch.set_num_threads(1)  # last bits depend on it
     # What is wrong with a network is said before anything else is, or is written.
     width = recipe.extractor(torch.device("cpu")).feature_dim
     if recipe.finder is not None:
         recipe.finder(torch.device("cpu"))
     if recipe.finder is announced_grid:
         announce_grid()
+    work = Extraction(
+        pictures,
+        boxes,
+        recipe,
+        devices,
+        args.batch_size,
+        skip_bad=args.on_bad == "skip",
+        place=args.images,
+        arguments=_arguments(args, config),
+    )
     packed = is_packed(args.out)
     left_out = work.to_packed_file(args.out, args.dtype, width) if packed else work.to_folder(args.out)
     logger.info("%s: %d pictures, %d left out", args.out, len(pictures) - left_out, left_out)

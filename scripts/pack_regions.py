@@ -43,8 +43,8 @@ def region_files(sources: Sequence[str]) -> dict[str, str]:
     files: dict[str, str] = {}
     for place in places:
         empty = True
-        for path in files_in(place, [".json"]):
-            key, empty = PurePosixPath(path).stem, False
+        for name, path in files_in(place, [".json"]):
+            key, empty = PurePosixPath(name).stem, False
             if key in files:
                 raise UsageError(f"{path} and {files[key]} have the same id; pack them into two files")
             files[key] = path

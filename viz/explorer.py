@@ -35,6 +35,7 @@ from common.files import replace_file, writing
 logger = logging.getLogger(__name__)
 
 MAX_PICTURE = (1000, 1000)  # pixels of the picture in the page
+LARGE = 5_000_000  # characters of a page that is slow to mail and to open
 SPECIAL_TOKENS = frozenset({"[CLS]", "[SEP]", "<s>", "</s>"})
 WHOLE_PICTURE = "image"  # the label of the region that is no object
 
@@ -51,6 +52,14 @@ def write_page(record: AttentionMaps, image: Image.Image | None, out: Path) -> N
         DataError: the picture is another one, the record does not hold together, or `out` cannot be written.
     """
     page = _page(record, image)
+    if len(page) > LARGE:
+        logger.warning(
+            "%s: has %.0f MB: %d places in %d heads; fewer regions or a shorter text make it smaller",
+            out,
+            len(page) / 1e6,
+            len(record.places.names),
+            record.maps.shape[0] * record.maps.shape[1],
+        )
     with writing(out):
         replace_file(out, lambda file: file.write_text(page, encoding="utf-8"))
 
@@ -79,7 +88,7 @@ def _page(record: AttentionMaps, image: Image.Image | None) -> str:
         "layers": record.maps.shape[0],
         "heads": record.maps.shape[1],
         "image": None if image is None else _embed(image, places),
-        "weights": _base64(zlib.compress(_quantise(record).tobytes(), 9)),
+        "weights": _base64(_packed(_quantise(record).tobytes())),
     }
     files = resources.files("viz")
     return Template(files.joinpath("page.html").read_text(encoding="utf-8")).substitute(
@@ -109,6 +118,12 @@ def _quantise(record: AttentionMaps) -> NDArray[np.uint8]:
     """(L, A, S, S) square roots of the weights in 255 steps: finer where weights are small, as most are."""
     codes: NDArray[np.uint8] = np.rint(255 * np.sqrt(np.minimum(record.maps, 1))).astype(np.uint8)
     return codes
+
+
+def _packed(content: bytes) -> bytes:
+    """Returns the smaller of two deflate streams: of weights that look like noise nothing repeats."""
+    plain = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
+    return min(zlib.compress(content, 9), plain.compress(content) + plain.flush(), key=len)
 
 
 def _embed(image: Image.Image, places: AttentionPlaces) -> str:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from common.data.coco import CLASS_INDEX, CLASS_NAMES, CLASS_OF_CATEGORY, BoxTable, Id
 from common.data.found import FoundRegions
-from common.data.region_json import json_regions
-from common.data.store import Store, parse_model
+from common.data.packed_regions import PackedRegions, is_packed_file
+from common.data.region_json import Regions, json_regions
+from common.data.store import Store, parse_model, split_archive, without_mark
 from common.data.transforms import clip_boxes
 from common.errors import DataError, did_you_mean
 
@@ -172,7 +173,12 @@ def named_class(name: str) -> int | None:
 
 def _of_region_file(record: Mapping[str, Any], where: str, feature_dim: int | None) -> GivenBoxes:
     features, classes = feature_dim is not None and "features" in record, "classes" in record
-    stored = json_regions(record, where, feature_dim or 0, features=features, classes=classes)
+    return _of_regions(
+        json_regions(record, where, feature_dim or 0, features=features, classes=classes), where
+    )
+
+
+def _of_regions(stored: Regions, where: str) -> GivenBoxes:
     best, scores = torch.zeros(len(stored.boxes), dtype=torch.int64), torch.ones(len(stored.boxes))
     # Other columns are other classes, such as the 1600 of Visual Genome.
     if stored.classes is not None and stored.classes.shape[1] == len(CLASS_NAMES):
@@ -190,9 +196,14 @@ def _of_region_file(record: Mapping[str, Any], where: str, feature_dim: int | No
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 
 
+Length = Annotated[int, Field(ge=0)] | None
+
+
 class _Image(BaseModel):
     id: Id
     file_name: str
+    width: Length = None
+    height: Length = None
 
 
 class _Category(BaseModel):
@@ -222,13 +233,13 @@ class _CocoBoxes:
 
     def __init__(self, path: str, data: bytes, *, annotations: bool) -> None:
         self._path = path
-        self._numbers: dict[str, int] | None = None
+        self._images: dict[str, _Image] | None = None
         class_of = CLASS_OF_CATEGORY
         if annotations:
             content = parse_model(_Instances, data, path)
             objects = content.annotations
-            self._numbers = {Path(image.file_name).name: image.id for image in content.images}
-            if len(self._numbers) < len(content.images):
+            self._images = {Path(image.file_name).name: image for image in content.images}
+            if len(self._images) < len(content.images):
                 raise DataError(f"{path}: two images have the same file_name; boxes are found by it")
             if content.categories:
                 class_of = _classes_by_name(content.categories, path)
@@ -240,7 +251,7 @@ class _CocoBoxes:
         self._scores = np.array([one.score for one in objects], dtype=np.float32)[order]
 
     def of(self, name: str) -> GivenBoxes:
-        number = self._number(name)
+        number, size = self._image(name)
         rows = self._table.rows(number)
         best = np.argsort(-self._scores[rows], kind="stable")
         corners, sides = np.hsplit(self._table.boxes(number)[best], 2)
@@ -249,20 +260,22 @@ class _CocoBoxes:
             if width <= 0 or height <= 0:
                 raise DataError(f"{where}: box {row} is {width} wide and {height} high: it is empty")
         boxes = np.hstack([corners, corners + sides])  # as RefCOCO's are read
-        return GivenBoxes(where, boxes, self._classes[rows][best], self._scores[rows][best])
+        return GivenBoxes(where, boxes, self._classes[rows][best], self._scores[rows][best], size)
 
-    def _number(self, name: str) -> int:
-        if self._numbers is not None:
-            if name not in self._numbers:
+    def _image(self, name: str) -> tuple[int, tuple[int, int] | None]:
+        """Returns number and, where it is known, width and height of a picture."""
+        if self._images is not None:
+            if name not in self._images:
                 raise DataError(f"{self._path}: has no image with the file_name {name}")
-            return self._numbers[name]
+            image = self._images[name]
+            return image.id, (image.width, image.height) if image.width and image.height else None
         number = number_of(name)
         if number is None:
             raise DataError(
                 f"{self._path}: detections know pictures by their number, and {name} does not end in one; "
                 "give a file with images and annotations"
             )
-        return number
+        return number, None
 
 
 def _classes_by_name(categories: Sequence[_Category], path: str) -> dict[int, int]:
@@ -287,8 +300,8 @@ class BoxFile:
     """Boxes by the name of a picture.
 
     Args:
-        path: json file in one of the `FORMS`; or a folder, or a place in an archive, with a file `{stem}.json` for
-            every picture.
+        path: json file in one of the `FORMS`; or a packed file, or a folder or a place in an archive with a file for
+            every picture: by its whole name, `{stem}.json`, or by the number that it ends in, `{number}.json`.
 
     Raises:
         DataError: it is missing, has another form, or a record of it is wrong.
@@ -298,18 +311,24 @@ class BoxFile:
         self._path = path
         self._store = Store()
         self._many: _CocoBoxes | None = None
+        self._packed: PackedRegions | None = None
         self._one: Any = None
-        if not Path(path).is_dir() and path.lower().endswith(".json"):
-            data = self._store.read(path)
-            detections = re.match(rb"\s*\[\s*\{", data) is not None
-            annotations = not detections and re.search(rb'"annotations"\s*:', data) is not None
-            if detections or annotations:
-                self._many = _CocoBoxes(path, data, annotations=annotations)
-            else:
-                self._one = _parse(data, path)
-                boxes_of(self._one, path)
+        if is_packed_file(path):
+            self._packed = PackedRegions(path)
+        elif _is_place(path):
+            self._path = f"{path}@" if path.endswith(".zip") and not Path(path).is_dir() else path
+            self._store.check(self._path)
         else:
-            self._store.check(path)
+            self._read(without_mark(self._store.read(path)))
+
+    def _read(self, data: bytes) -> None:
+        detections = re.match(rb"\s*\[\s*\{", data) is not None
+        annotations = not detections and re.search(rb'"annotations"\s*:', data) is not None
+        if detections or annotations:
+            self._many = _CocoBoxes(self._path, data, annotations=annotations)
+        else:
+            self._one = _parse(data, self._path)
+            boxes_of(self._one, self._path)
 
     @property
     def single(self) -> bool:
@@ -321,7 +340,7 @@ class BoxFile:
 
         Args:
             name: of its file, without folders.
-            key: what a file of its own is called in place of the stem of the name.
+            key: what a file of its own is called, if not by its stem or number.
             feature_dim: see `boxes_of`.
 
         Raises:
@@ -331,8 +350,30 @@ class BoxFile:
             return self._many.of(name)
         if self._one is not None:
             return boxes_of(self._one, self._path, feature_dim)
-        path = f"{self._path}/{key or Path(name).stem}.json"
-        return boxes_of(_parse(self._store.read(path), path), path, feature_dim)
+        number = number_of(name)
+        keys = [key, Path(name).stem, *([] if number is None else [str(number)])]
+        keys = list(dict.fromkeys(filter(None, keys)))
+        if self._packed is not None:
+            return self._of_packed(self._packed, keys, feature_dim)
+        for path in (f"{self._path}/{one}.json" for one in keys):
+            if (data := self._store.read_if_there(path)) is not None:
+                return boxes_of(_parse(without_mark(data), path), path, feature_dim)
+        raise DataError(f"{self._path}: has no {' or '.join(f'{one}.json' for one in keys)} for {name}")
+
+    def _of_packed(self, packed: PackedRegions, keys: Sequence[str], feature_dim: int | None) -> GivenBoxes:
+        image = next((one for one in keys if one in packed), keys[0])
+        stored = packed.read(
+            image, feature_dim or 0, features=feature_dim is not None, classes=packed.header.classes
+        )
+        return _of_regions(stored, f"{self._path}, image {image}")
+
+
+def _is_place(path: str) -> bool:
+    """Tells folders, archives and places in them from files; what is missing is a file if it is called so."""
+    is_json = path.lower().endswith(".json")
+    if split_archive(path) is not None:
+        return not is_json
+    return Path(path).is_dir() or path.endswith(".zip") or not (is_json or Path(path).is_file())
 
 
 def _parse(data: bytes, where: str) -> Any:

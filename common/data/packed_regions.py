@@ -44,6 +44,7 @@ class PackedHeader(BaseModel, frozen=True, extra="forbid"):
         feature_dim: width F of a feature.
         classes: whether the records have class scores.
         sources: names of the folders and archives that it was packed from.
+        arguments: what it was made with, see `common.arguments`; of packed json nothing but the attributes above.
         complete: whether packing came to its end; the attributes below are 0 until then.
         columns: width C of class scores.
         count: pictures.
@@ -58,6 +59,7 @@ class PackedHeader(BaseModel, frozen=True, extra="forbid"):
     feature_dim: int
     classes: bool = False
     sources: tuple[str, ...] = ()
+    arguments: dict[str, str] = {}
     complete: bool = False
     columns: int = 0
     count: int = 0
@@ -79,6 +81,15 @@ class PackedHeader(BaseModel, frozen=True, extra="forbid"):
         if not data.startswith(_MAGIC):
             raise DataError(f"{where}: not a file that scripts/pack_regions.py made")
         return parse_model(cls, data[len(_MAGIC) : HEADER_BYTES], where)
+
+
+def is_packed_file(path: str) -> bool:
+    """Tells a packed file, finished or not, from others by its first bytes; also from what is no readable file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
 
 
 class PackedRecord(NamedTuple):
@@ -202,11 +213,6 @@ class PackedRegions:
             else None,
         )
 
-    def _find(self, key: bytes) -> int | None:
-        # A longer key would make a longer copy of all ids.
-        at = int(np.searchsorted(self._ids, key)) if len(key) <= self.header.id_bytes else len(self._ids)
-        return at if at < len(self._ids) and self._ids[at] == key else None
-
     def _record(self, key: bytes, where: str) -> tuple[int, PackedRecord]:
         at = self._find(key)
         if at is None:
@@ -215,6 +221,11 @@ class PackedRegions:
         if record is None or record.key != key:
             raise DataError(f"{where}: is damaged; copy the file again, or pack it again")
         return at, record
+
+    def _find(self, key: bytes) -> int | None:
+        # A longer key would make a longer copy of all ids.
+        at = int(np.searchsorted(self._ids, key)) if len(key) <= self.header.id_bytes else len(self._ids)
+        return at if at < len(self._ids) and self._ids[at] == key else None
 
     def _array(self, dtype: str, start: int, count: int) -> NDArray[Any]:
         return np.frombuffer(self._data, dtype, count, start)

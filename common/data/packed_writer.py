@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
+from common.arguments import require_same
 from common.data.packed_regions import (
     HEADER_BYTES,
     RECORD_HEAD,
@@ -29,7 +30,12 @@ from common.errors import DataError, UsageError
 logger = logging.getLogger(__name__)
 
 _COLUMNS_FIELD = 7  # of RECORD_HEAD
-_ARGUMENTS = {"version", "dtype", "feature_dim", "classes", "sources"}
+_FLAGS = {
+    "dtype": "--dtype",
+    "classes": "--classes",
+    "feature_dim": "--feature-dim",
+    "sources": "the sources",
+}
 
 
 @contextmanager
@@ -85,21 +91,28 @@ class PackedWriter:
     def _continue(self) -> int:
         """Takes over all complete records that are there; returns where they end."""
         found = self._file.read(HEADER_BYTES)
-        if len(found) < HEADER_BYTES:
-            self._file.seek(0)
-            self._file.write(self._header.to_bytes())
-            return HEADER_BYTES
-        begun = PackedHeader.from_bytes(found, self._file.name).model_dump(include=_ARGUMENTS)
-        if begun != self._header.model_dump(include=_ARGUMENTS):
-            raise UsageError(
-                f"{self._file.name}: was begun with other arguments, {begun}; repeat those or remove it"
-            )
+        if len(found) == HEADER_BYTES:
+            begun = PackedHeader.from_bytes(found, self._file.name)
+            if end := self._take_over(begun):
+                return end
+        self._file.seek(0)
+        self._file.write(self._header.to_bytes())
+        return HEADER_BYTES
+
+    def _take_over(self, begun: PackedHeader) -> int:
+        """Notes the records that are there, if any; returns where they end."""
         with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             start = HEADER_BYTES
             while (record := PackedRecord.at(data, start)) and record.is_whole(data):
                 self.offsets[record.key.decode()] = start
                 self._columns = self._columns or record.columns
                 start = record.end
+        if not self.offsets:
+            return 0
+        out = Path(self._file.name).with_suffix("")
+        # Where arguments differ, the width of features often follows from them.
+        require_same(out, begun.arguments, self._header.arguments)
+        require_same(out, _by_flag(begun), _by_flag(self._header))
         logger.info("%s: continuing after %d pictures", self._file.name, len(self.offsets))
         return start
 
@@ -141,6 +154,10 @@ class PackedWriter:
         self._file.write(self._header.model_copy(update=end).to_bytes())
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def _by_flag(header: PackedHeader) -> dict[str, str]:
+    return {flag: str(getattr(header, name)) for name, flag in _FLAGS.items()}
 
 
 def pack_record(key: str, regions: Regions, dtype: torch.dtype) -> bytes:

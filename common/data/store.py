@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import os
 import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Generic, TypeVar
 
 import orjson
@@ -34,10 +35,15 @@ def split_archive(path: str) -> tuple[str, str] | None:
     return (f"{archive}.zip", member.strip("/")) if mark else None
 
 
+def without_mark(data: bytes) -> bytes:
+    """Returns text in UTF-8 without the byte order mark that some editors write before it."""
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
 def parse_json(data: bytes, where: str) -> Any:
     """Parses UTF-8 json; `where` names the source in the message of the `DataError`."""
     try:
-        return orjson.loads(data)
+        return orjson.loads(without_mark(data))
     except orjson.JSONDecodeError as error:
         found = str(error) if data.strip() else "it is empty"
         raise DataError(f"{where}: expected json in UTF-8, but {found}") from error
@@ -46,7 +52,7 @@ def parse_json(data: bytes, where: str) -> Any:
 def parse_model(model: type[ModelT], data: bytes, where: str) -> ModelT:
     """Parses json into a model; `where` names the source in the message of the `DataError`."""
     try:
-        return model.model_validate_json(data)
+        return model.model_validate_json(without_mark(data))
     except ValidationError as error:
         raise _not_a_model(error, data, where) from error
 
@@ -82,26 +88,56 @@ def _clear_errors(path: str) -> Iterator[None]:
         raise DataError(f"{path}: the archive is damaged ({error}); copy or download it again") from error
 
 
-def files_in(place: str, suffixes: Collection[str]) -> list[str]:
-    """Returns the paths of files with one of these endings, in lower case, in the order of their names.
+def files_in(place: str, suffixes: Collection[str]) -> list[tuple[str, str]]:
+    """Returns name below a place and path of files with one of these endings, in the order of the paths.
+
+    A name has / between its parts. What begins with a dot is left out, and `__MACOSX`, which archives of a Mac hold.
 
     Args:
-        place: folder, whose own files these are; or place in an archive, all that is below it.
-        suffixes: endings with their dot.
+        place: folder, or place in an archive; everything below it counts.
+        suffixes: endings with their dot, in lower case.
 
     Raises:
-        DataError: the place cannot be read.
+        DataError: the place cannot be read, or a name leads out of it.
     """
-    parts = split_archive(place)
     with _clear_errors(place):
-        if parts is None:
-            paths = (str(path) for path in Path(place).iterdir())
-        else:
-            archive, inner = parts
-            with zipfile.ZipFile(archive) as file:
-                names = file.namelist()
-            paths = (f"{archive}@/{name}" for name in names if not inner or name.startswith(f"{inner}/"))
-        return sorted(path for path in paths if os.path.splitext(path)[1].lower() in suffixes)
+        found = sorted(set(_members(place) if split_archive(place) else _files(place)))
+    wanted = []
+    for path, text in found:
+        name = PurePosixPath(text)
+        if name.suffix.lower() not in suffixes:
+            continue
+        if ".." in name.parts:
+            raise DataError(f"{path}: its name leads out of the archive; pack it again")
+        if not any(part.startswith(".") or part == "__MACOSX" for part in name.parts):
+            wanted.append((str(name), path))
+    return wanted
+
+
+def _members(place: str) -> Iterator[tuple[str, str]]:
+    """Yields path and name of every member below a place in an archive."""
+    archive, inner = split_archive(place) or (place, "")
+    start = f"{inner}/" if inner else ""
+    with zipfile.ZipFile(archive) as file:
+        for member in file.namelist():
+            # Some Windows programs write \ between the parts of a name.
+            name = member.replace("\\", "/")
+            if name.startswith(start) and not name.endswith("/"):
+                yield f"{archive}@/{member}", name.removeprefix(start).lstrip("/")
+
+
+def _files(place: str) -> Iterator[tuple[str, str]]:
+    """Yields path and name of every file below a folder; links are followed."""
+    for folder, inner, names in os.walk(place, followlinks=True, onerror=_raise):
+        here = Path(folder).resolve()
+        inner[:] = [name for name in inner if (here / name).resolve() not in (here, *here.parents)]
+        for name in names:
+            path = os.path.join(folder, name)
+            yield path, os.path.relpath(path, place)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 class Store:
@@ -135,7 +171,12 @@ class Store:
         parts = split_archive(place)
         if parts is None:
             if not os.path.isdir(place):
-                raise DataError(f"{place}: no such folder")
+                found = (
+                    "a file; expected a folder or a zip archive"
+                    if os.path.exists(place)
+                    else "no such folder"
+                )
+                raise DataError(f"{place}: {found}")
             return
         archive, _ = parts
         if not os.path.isfile(archive):
@@ -160,6 +201,17 @@ class Store:
                 return self._archive(archive).read(member)
             except KeyError as error:
                 raise DataError(f"{archive}: the archive has no member {member}") from error
+
+    def read_if_there(self, path: str) -> bytes | None:
+        """Returns the content of a file or archive member; None where there is none.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        parts = split_archive(path)
+        with _clear_errors(path), suppress(FileNotFoundError, KeyError):
+            return Path(path).read_bytes() if parts is None else self._archive(parts[0]).read(parts[1])
+        return None
 
     def json(self, path: str) -> Any:
         """Returns the parsed content of a json file in UTF-8."""

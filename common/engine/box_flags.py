@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import torch
 
+from common.arguments import content_of
 from common.data.box_file import BoxFile
 from common.data.found import RegionFinder
 from common.engine.detector import TorchvisionDetector
@@ -20,7 +21,9 @@ MakeFinder: TypeAlias = Callable[[torch.device], RegionFinder]
 def add_box_flags(parser: argparse.ArgumentParser) -> None:
     """Adds `--boxes` and the flags of a detector."""
     parser.add_argument(
-        "--boxes", metavar="FILE", help="json with the boxes (default: the detector's, else a grid)"
+        "--boxes",
+        metavar="FILE",
+        help="json, folder of region files, or packed file with the boxes (default: the detector's, else a grid)",
     )
     parser.add_argument(
         "--detector", metavar="NAME", help="torchvision detector, such as fasterrcnn_resnet50_fpn_v2"
@@ -67,6 +70,18 @@ def boxes_from_flags(args: argparse.Namespace, pictures: int) -> BoxFile | None:
             "COCO file"
         )
     return boxes
+
+
+def box_arguments(args: argparse.Namespace) -> dict[str, str]:
+    """Returns what the flags of `add_box_flags` stand for, see `common.arguments`."""
+    if not args.detector:
+        return {"--boxes": content_of(args.boxes) if args.boxes else "a grid"}
+    return {
+        "--detector": args.detector,
+        "--detector-weights": content_of(args.detector_weights),
+        "--score-threshold": str(args.score_threshold),
+        "--max-boxes": str(args.max_boxes),
+    }
 
 
 def detector_maker(args: argparse.Namespace) -> MakeFinder:

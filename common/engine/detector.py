@@ -14,7 +14,7 @@ from torch import Tensor
 from common.data.coco import CLASS_OF_CATEGORY
 from common.data.found import FoundRegions
 from common.data.transforms import clip_boxes
-from common.errors import UsageError, did_you_mean
+from common.errors import DataError, UsageError, did_you_mean
 from common.modeling.official_names import OfficialNames
 from common.modeling.pretrained import load_state, read_weights, weights_of
 
@@ -86,15 +86,29 @@ class TorchvisionDetector:
         self._classes = torch.tensor([CLASS_OF_CATEGORY.get(label, 0) for label in range(91)])
 
     def __call__(self, images: list[Image.Image]) -> list[FoundRegions]:
-        """Returns the regions of RGB pictures; those of a picture do not depend on the others."""
+        """Returns the regions of RGB pictures.
+
+        Raises:
+            DataError: a picture is so narrow that nothing of it is left at the detector's scale.
+        """
+        for image in images:
+            self._check(image)
         found: dict[int, FoundRegions] = {}
-        for members in alike(image.size for image in images):
-            batch = [_as_tensor(images[index]).to(self._device) for index in members]
+        for members in computed_together((image.size for image in images), self._device):
+            batch = [_as_tensor(images[place]).to(self._device) for place in members]
             with torch.inference_mode():
                 results = self._model(batch)
-            for index, result in zip(members, results, strict=True):
-                found[index] = self._regions(result, images[index].size)
-        return [found[index] for index in range(len(images))]
+            for place, result in zip(members, results, strict=True):
+                found[place] = self._regions(result, images[place].size)
+        return [found[place] for place in range(len(images))]
+
+    def _check(self, image: Image.Image) -> None:
+        scaled = self._model.transform
+        if scaled.fixed_size is None and min(image.size) * scaled.max_size < max(image.size):
+            raise DataError(
+                f"a picture of {image.width} x {image.height} pixels is too narrow for this detector, which scales the "
+                f"long side to {scaled.max_size}; give its boxes"
+            )
 
     def _regions(self, result: dict[str, Tensor], size: tuple[int, int]) -> FoundRegions:
         scores, order = result["scores"].float().cpu().sort(descending=True, stable=True)
@@ -103,14 +117,22 @@ class TorchvisionDetector:
 
 
 def alike(keys: Iterable[Hashable]) -> list[list[int]]:
-    """Returns the places of equal keys, in the order of their first ones.
-
-    Pictures of one size make a batch without padding: what is computed of one does not depend on the others.
-    """
+    """Returns the places of equal keys, in the order of their first ones: pictures of one size need no padding."""
     places = defaultdict(list)
     for place, key in enumerate(keys):
         places[key].append(place)
     return list(places.values())
+
+
+def computed_together(keys: Iterable[Hashable], device: torch.device | str) -> list[list[int]]:
+    """Returns the places of what runs as one batch: on a GPU those of equal keys, on a CPU each alone.
+
+    There a batch is no faster, and the last bits of a result depend on its company.
+    """
+    groups = alike(keys)
+    if torch.device(device).type == "cpu":
+        return [[place] for place in sorted(place for group in groups for place in group)]
+    return groups
 
 
 def _as_tensor(image: Image.Image) -> Tensor:

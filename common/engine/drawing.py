@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
+logger = logging.getLogger(__name__)
+
 PLAIN = (255, 255, 255)
 CHOSEN = (255, 122, 26)
 DARK = (24, 26, 31)
-LEAST_SIDE = 480
-"""Smaller pictures are enlarged, so that labels can be read."""
+SIDES = (480, 4096)
+"""Least and greatest long side in pixels: pictures are scaled to lie between, so that labels can be read."""
+LEAST_WIDTH = 240
+_FONTS = (
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansArabic-Regular.ttf",
+    "NotoSansDevanagari-Regular.ttf",
+    "DroidSansFallbackFull.ttf",
+    "wqy-microhei.ttc",
+    "unifont.ttf",
+    "Arial Unicode.ttf",
+    "PingFang.ttc",
+    "msyh.ttc",
+    "arial.ttf",
+)
+"""Files that Pillow looks for in the folders of the system."""
 
 
 class DrawnBox(NamedTuple):
@@ -31,14 +53,18 @@ class DrawnBox(NamedTuple):
 
 def draw(image: Image.Image, boxes: Sequence[DrawnBox], text: str) -> Image.Image:
     """Returns a copy of an RGB picture with boxes, the chosen ones on top, and `text` on a band below it."""
-    scale = max(1.0, LEAST_SIDE / max(image.size))
+    longest = max(image.size)
+    scale = min(max(longest, SIDES[0]), SIDES[1]) / longest
     width, height = (max(1, round(side * scale)) for side in image.size)
-    unit = max(2, round(max(width, height) / 240))
-    font = ImageFont.load_default(size=7 * unit)
-    lines = textwrap.wrap(text, max(12, round(width / (3.8 * unit)))) or [""]
+    page_width = max(width, LEAST_WIDTH)
+    # On long pictures the short side decides: what is written there must not hide them.
+    unit = max(2, round(min(max(width, height) / 240, page_width / 120, height / 40)))
+    font = font_for("".join([text, *(box.label for box in boxes)]), 7 * unit)
+    letter = font.getlength(text) / max(len(text), 1) or unit
+    lines = textwrap.wrap(text, max(1, int(0.9 * (page_width - 8 * unit) / letter))) or [""]
     line_height = 10 * unit
-    page = Image.new("RGB", (max(width, LEAST_SIDE // 2), height + line_height * len(lines) + 4 * unit), DARK)
-    page.paste(image.resize((width, height), Image.Resampling.LANCZOS if scale > 1 else None))
+    page = Image.new("RGB", (page_width, height + line_height * len(lines) + 4 * unit), DARK)
+    page.paste(image.resize((width, height), Image.Resampling.LANCZOS) if scale != 1 else image)
     pen = ImageDraw.Draw(page)
     for box in sorted(boxes, key=lambda one: one.chosen):
         _draw_box(pen, box, scale, unit, font)
@@ -48,11 +74,7 @@ def draw(image: Image.Image, boxes: Sequence[DrawnBox], text: str) -> Image.Imag
 
 
 def _draw_box(
-    pen: ImageDraw.ImageDraw,
-    box: DrawnBox,
-    scale: float,
-    unit: int,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    pen: ImageDraw.ImageDraw, box: DrawnBox, scale: float, unit: int, font: ImageFont.FreeTypeFont
 ) -> None:
     colour = CHOSEN if box.chosen else PLAIN
     x1, y1, x2, y2 = (side * scale for side in box.corners)
@@ -60,6 +82,39 @@ def _draw_box(
     pen.rectangle(corners, outline=DARK, width=unit + 2)
     pen.rectangle(corners, outline=colour, width=unit if box.chosen else max(1, unit // 2))
     if box.label:
-        left, top, right, bottom = pen.textbbox((corners[0] + unit, corners[1] + unit), box.label, font=font)
+        room = pen.im.size[0] - font.getlength(box.label) - unit
+        start = (max(0, min(corners[0] + unit, room)), corners[1] + unit)
+        left, top, right, bottom = pen.textbbox(start, box.label, font=font)
         pen.rectangle((left - unit, top - unit, right + unit, bottom + unit), fill=colour)
-        pen.text((corners[0] + unit, corners[1] + unit), box.label, fill=DARK, font=font)
+        pen.text(start, box.label, fill=DARK, font=font)
+
+
+def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """Returns Pillow's own font if it has all letters of a text, else the installed one that has most of them."""
+    letters = set(text) - set(" \n\t")
+    best, lacking = None, letters
+    for font in _installed(size):
+        lacks = {letter for letter in letters if _mask(font, letter) == _mask(font, "\uffff")}
+        if best is None or len(lacks) < len(lacking):
+            best, lacking = font, lacks
+        if not lacks:
+            break
+    assert best is not None
+    if lacking:
+        logger.warning("no installed font has the letters %s", " ".join(sorted(lacking)))
+    return best
+
+
+def _installed(size: int) -> Iterator[ImageFont.FreeTypeFont]:
+    own = ImageFont.load_default(size)
+    assert isinstance(own, ImageFont.FreeTypeFont)
+    yield own
+    matplotlib = find_spec("matplotlib")
+    folder = Path(matplotlib.origin or "").parent / "mpl-data/fonts/ttf" if matplotlib else Path()
+    for name in (str(folder / _FONTS[0]), *_FONTS):
+        with suppress(OSError):
+            yield ImageFont.truetype(name, size)
+
+
+def _mask(font: ImageFont.FreeTypeFont, letter: str) -> bytes:
+    return bytes(font.getmask(letter))

@@ -1,17 +1,14 @@
 """Region files for whole folders of pictures: found or given boxes, their features, as json or packed.
 
-Pictures are worked on in batches that follow from their names alone, and batches by any number of processes: a run
-that was stopped and started again ends with the bytes of one that was not.
+What is computed of a picture depends on nothing else, on any number of processes: a run that was stopped and started
+again ends with the bytes of one that was not.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeAlias
@@ -30,10 +27,11 @@ from common.data.packed_regions import PackedHeader
 from common.data.packed_writer import pack_record, packed_file
 from common.data.region_json import Regions, region_record
 from common.data.store import Store, files_in
+from common.engine.output_folder import CONTINUES, continued
 from common.engine.pool import results_in_order
 from common.engine.region_extractor import RegionExtractor
 from common.errors import DataError, UsageError
-from common.files import remove_leftovers, replace_file, writing
+from common.files import replace_file, writing
 from common.progress import shown
 
 logger = logging.getLogger(__name__)
@@ -45,12 +43,12 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".
 
 
 def list_pictures(place: str, *, by_number: bool = False) -> dict[str, str]:
-    """Returns the path of every picture of a place by the name that its region file gets.
+    """Returns the path of every picture below a place by the name that its own output gets.
 
     Args:
-        place: folder, archive, or place in an archive (`x.zip@/inner`).
-        by_number: the name is the number that the file name ends in, without leading zeros; else the file name
-            without its ending.
+        place: folder, archive, or place in an archive (`x.zip@/inner`); see `files_in`.
+        by_number: the name is the number that the file name ends in, without leading zeros; else the path below the
+            place, with / between its parts and without its ending.
 
     Raises:
         DataError: the place is missing or has no picture, a file name has no number, or two have the same name.
@@ -58,18 +56,16 @@ def list_pictures(place: str, *, by_number: bool = False) -> dict[str, str]:
     place = f"{place}@/" if place.endswith(".zip") else place
     Store([place])
     found: dict[str, str] = {}
-    for path in files_in(place, PICTURE_SUFFIXES):
-        number = number_of(path) if by_number else None
+    for name, path in files_in(place, PICTURE_SUFFIXES):
+        number = number_of(name) if by_number else None
         if by_number and number is None:
             raise DataError(f"{path}: its name does not end in a number, as --names number needs it")
-        key = PurePosixPath(path).stem if number is None else str(number)
+        key = str(PurePosixPath(name).with_suffix("")) if number is None else str(number)
         if key in found:
-            raise DataError(f"{path} and {found[key]} would have the same region file {key}.json; rename one")
+            raise DataError(f"{path} and {found[key]} would both be {key} in the output; rename one")
         found[key] = path
     if not found:
-        raise DataError(
-            f"{place}: has no pictures; expected files {', '.join(PICTURE_SUFFIXES)} directly in it"
-        )
+        raise DataError(f"{place}: has no pictures; expected files {', '.join(PICTURE_SUFFIXES)}")
     return found
 
 
@@ -80,11 +76,13 @@ class Task(NamedTuple):
         key: name of its region file.
         path: its own.
         given: its boxes; a message where they cannot be used; None where a finder looks for them.
+        wanted: whether its result is; else it is only company.
     """
 
     key: str
     path: str
     given: GivenBoxes | str | None
+    wanted: bool = True
 
 
 class Result(NamedTuple):
@@ -108,8 +106,6 @@ def class_scores(found: FoundRegions) -> Tensor:
 # --- Where results go --------------------------------------------------------------------------------------
 
 
-CONTINUES = "; once it can, the same command continues"
-
 Recorder: TypeAlias = Callable[[str, Regions], bytes]
 """Makes the record of a picture of this name, in the process that computes it; a ValueError says why it cannot."""
 
@@ -120,6 +116,7 @@ def write_json(folder: Path, key: str, regions: Regions) -> bytes:
     data = orjson.dumps(region_record(name, regions))
     path = folder / f"{key}.json"
     with writing(path, CONTINUES):
+        path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, lambda temporary: temporary.write_bytes(data))
     return b""
 
@@ -132,36 +129,6 @@ def pack(dtype: str, key: str, regions: Regions) -> bytes:
 def is_packed(out: Path) -> bool:
     """Tells whether a name is that of a packed file, not of a folder."""
     return out.suffix in (".packed", ".regions") and not out.is_dir()
-
-
-@contextmanager
-def _open_folder(folder: Path) -> Iterator[set[str]]:
-    """Makes a folder of region files where it is missing, and keeps others from writing it.
-
-    Yields:
-        The names of the pictures that are there.
-
-    Raises:
-        UsageError: another process writes into the folder.
-        DataError: the folder cannot be written.
-    """
-    with writing(folder, CONTINUES):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        yield _take(folder, descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _take(folder: Path, descriptor: int) -> set[str]:
-    with writing(folder, CONTINUES):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(f"--out {folder}: another process is writing it") from error
-        remove_leftovers(folder, "*.json")
-        return {Path(name).stem for name in os.listdir(folder) if name.endswith(".json")}
 
 
 # --- The work ----------------------------------------------------------------------------------------------
@@ -183,7 +150,7 @@ class Recipe:
 
 
 class Worker:
-    """Works on batches of pictures on one device.
+    """Works on pictures on one device.
 
     Args:
         recipe: how.
@@ -199,22 +166,27 @@ class Worker:
         self._store = Store()
 
     def __call__(self, tasks: Sequence[Task]) -> list[Result]:
-        """Returns a result for each picture, in their order."""
-        results: dict[str, Result] = {}
+        """Returns a result for each picture that one is wanted of, in their order."""
+        problems: dict[str, str] = {}
         opened: list[tuple[Task, Image.Image, FoundRegions | None]] = []
         for task in tasks:
             try:
                 opened.append((task, *self._open(task)))
             except DataError as error:
-                results[task.key] = Result(task.key, b"", str(error))
-        looked = iter(self._look([image for _, image, given in opened if given is None]))
-        found = [next(looked) if given is None else given for _, _, given in opened]
-        pooled = self._extractor([image for _, image, _ in opened], [one.boxes for one in found])
-        for (task, image, _), one, features in zip(opened, found, pooled, strict=True):
-            scores = class_scores(one) if self._classes else None
-            regions = Regions(one.boxes, features.regions, features.whole, image.size, scores)
-            results[task.key] = self._result(task, regions)
-        return [results[task.key] for task in tasks]
+                problems[task.key] = str(error)
+        looked = iter(self._look([(task.path, image) for task, image, given in opened if given is None]))
+        found = [(task, image, next(looked) if given is None else given) for task, image, given in opened]
+        problems |= {task.key: str(one) for task, _, one in found if isinstance(one, DataError)}
+        seen = [(task, image, one) for task, image, one in found if not isinstance(one, DataError)]
+        pooled = self._extractor([image for _, image, _ in seen], [one.boxes for _, _, one in seen])
+        results = {key: Result(key, b"", problem) for key, problem in problems.items()}
+        for (task, image, one), (features, whole) in zip(seen, pooled, strict=True):
+            if task.wanted:
+                scores = class_scores(one) if self._classes else None
+                results[task.key] = self._result(
+                    task, Regions(one.boxes, features, whole, image.size, scores)
+                )
+        return [results[task.key] for task in tasks if task.wanted]
 
     def _open(self, task: Task) -> tuple[Image.Image, FoundRegions | None]:
         if isinstance(task.given, str):
@@ -222,8 +194,16 @@ class Worker:
         image = self._store.picture(task.path, upright_rgb)
         return image, None if task.given is None else task.given.on(image.size)
 
-    def _look(self, images: list[Image.Image]) -> list[FoundRegions]:
-        return self._finder(images) if self._finder is not None and images else []
+    def _look(self, pictures: Sequence[tuple[str, Image.Image]]) -> list[FoundRegions | DataError]:
+        """Finds regions; where one of the pictures cannot be used, in each alone."""
+        if not pictures or self._finder is None:
+            return []
+        try:
+            return list(self._finder([image for _, image in pictures]))
+        except DataError as error:
+            if len(pictures) == 1:
+                return [DataError(f"{pictures[0][0]}: {error}")]
+        return [found for picture in pictures for found in self._look([picture])]
 
     def _result(self, task: Task, regions: Regions) -> Result:
         assert regions.features is not None
@@ -236,6 +216,17 @@ class Worker:
             return Result(task.key, b"", f"{task.path}: {error}")
 
 
+def leave_out(problem: str, *, allowed: bool) -> None:
+    """Says why a picture has no output, which stops a run unless it is allowed (`--on-bad skip`).
+
+    Raises:
+        DataError: it is not.
+    """
+    if not allowed:
+        raise DataError(f"{problem} (--on-bad skip leaves such pictures out)")
+    logger.warning("left out: %s", problem)
+
+
 @dataclass(frozen=True)
 class Extraction:
     """Pictures that get region files.
@@ -245,8 +236,10 @@ class Extraction:
         boxes: given boxes; None where they are looked for.
         recipe: how to work on a picture.
         devices: one process works on each.
-        batch_size: pictures at once.
+        batch_size: pictures that a process gets at once.
         skip_bad: leave out what cannot be used.
+        place: of the pictures.
+        arguments: what results depend on, see `common.arguments`.
     """
 
     pictures: Mapping[str, str]
@@ -255,16 +248,18 @@ class Extraction:
     devices: Sequence[torch.device]
     batch_size: int
     skip_bad: bool = False
+    place: str = ""
+    arguments: Mapping[str, str] = field(default_factory=dict)
 
     def to_folder(self, folder: Path) -> int:
         """Writes a json file for every picture that has none; returns how many pictures were left out.
 
         Raises:
-            UsageError: another process writes into the folder.
+            UsageError: the folder was begun with other arguments, or another process writes into it.
             DataError: a picture or its boxes cannot be used, or the folder cannot be written.
             UserError: a process was killed.
         """
-        with _open_folder(folder) as done:
+        with continued(folder, self.pictures, self.place, self.arguments) as done:
             return self._run(partial(write_json, folder), done, lambda result: None)
 
     def to_packed_file(self, out: Path, dtype: str, feature_dim: int) -> int:
@@ -288,6 +283,7 @@ class Extraction:
                 "feature_dim": feature_dim,
                 "classes": self.recipe.classes,
                 "sources": (out.stem,),
+                "arguments": self.arguments,
             }
         )
         with packed_file(out, header) as writer:
@@ -302,23 +298,25 @@ class Extraction:
             writer.finish(left_out)
         return left_out
 
-    def _run(self, record: Recorder, done: Collection[str], add: Callable[[Result], object]) -> int:
-        keys, size = list(self.pictures), self.batch_size
+    def _run(self, record: Recorder, done: Set[str], add: Callable[[Result], object]) -> int:
+        missing, size = [key for key in self.pictures if key not in done], self.batch_size
+        logger.info("%d pictures, %d of them are done already", len(self.pictures), len(done))
+        # On a GPU a batch is computed whole where a part is missing: in other company last bits may differ.
+        keys = missing if self.devices[0].type == "cpu" else list(self.pictures)
         batches = [keys[start : start + size] for start in range(0, len(keys), size)]
-        logger.info("%d pictures, %d of them are done already", len(keys), sum(key in done for key in keys))
-        # Where a part of a batch is missing all of it is computed again: in other company last bits may differ.
-        missing = [batch for batch in batches if any(key not in done for key in batch)]
-        work = ([self._task(key) for key in batch] for batch in missing)
+        work = (
+            [self._task(key)._replace(wanted=key not in done) for key in batch]
+            for batch in batches
+            if not done >= set(batch)
+        )
         worked = results_in_order(work, partial(Worker, self.recipe, record), self.devices)
         results: Iterator[Result] = (result for batch in worked for result in batch)
         left_out = 0
-        for result in shown(results, "picture", sum(map(len, missing))):
-            if result.problem and not self.skip_bad:
-                raise DataError(f"{result.problem} (--on-bad skip leaves such pictures out)")
+        for result in shown(results, "picture", len(missing)):
             if result.problem:
-                logger.warning("left out: %s", result.problem)
+                leave_out(result.problem, allowed=self.skip_bad)
                 left_out += 1
-            elif result.key not in done:
+            else:
                 add(result)
         return left_out
 

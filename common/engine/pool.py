@@ -53,8 +53,8 @@ def results_in_order(
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
             raise UserError(
-                "a process was killed, perhaps because memory was out: use fewer --processes or a smaller "
-                "--batch-size; the same command continues"
+                "a process was killed, perhaps because memory was out: use fewer --processes; the same command "
+                "continues"
             ) from error
 
 

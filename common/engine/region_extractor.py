@@ -19,7 +19,7 @@ from common.batch import Lengths
 from common.config import ExperimentConfig
 from common.data.picture import place_picture
 from common.data.transforms import place_boxes, target_size
-from common.engine.detector import alike
+from common.engine.detector import computed_together
 from common.errors import CheckpointError, ConfigError
 from common.modeling.fast_rcnn import FastRCNN
 from common.modeling.official_names import OfficialNames, strip_wrapper
@@ -136,17 +136,18 @@ class RegionExtractor:
         return cls(branch, device, config.SCALES)
 
     def __call__(self, images: Sequence[Image.Image], boxes: Sequence[Tensor]) -> list[PooledFeatures]:
-        """Returns the features of every picture; those of a picture do not depend on the others.
+        """Returns the features of every picture.
 
         Args:
             images: RGB.
             boxes: (n, 4) x1, y1, x2, y2 of each, in its pixels.
         """
         found: dict[int, PooledFeatures] = {}
-        for members in alike(target_size(*image.size, self._scales) for image in images):
-            pooled = self._pooled([images[index] for index in members], [boxes[index] for index in members])
+        sizes = (target_size(*image.size, self._scales) for image in images)
+        for members in computed_together(sizes, self._device):
+            pooled = self._pooled([images[place] for place in members], [boxes[place] for place in members])
             found.update(zip(members, pooled, strict=True))
-        return [found[index] for index in range(len(images))]
+        return [found[place] for place in range(len(images))]
 
     def _pooled(self, images: Sequence[Image.Image], boxes: Sequence[Tensor]) -> list[PooledFeatures]:
         """As `__call__`, for pictures of one size."""

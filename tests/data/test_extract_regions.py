@@ -69,7 +69,7 @@ def contents(folder):
 
 def test_all_files_are_right(whole):
     (folder, packed) = (str(whole / name) for name in ("train_frcnn", "train_frcnn.packed"))
-    assert len(contents(whole / "train_frcnn")) == PICTURES
+    assert len(list((whole / "train_frcnn").glob("*.json"))) == PICTURES
     for number in range(PICTURES):
         one, other = (
             RegionStore(folder, path, feature_dim=F).read(f"{number:08d}", features=True, classes=True)
@@ -130,6 +130,49 @@ def test_killed_at_half_and_started_again_it_ends_with_the_same_bytes(
     else:
         assert out.read_bytes() == (whole / name).read_bytes()
         assert not begun(out)
+
+
+@pytest.mark.dist
+def test_processes_and_batches_do_not_change_a_byte(flags, whole, tmp_path):
+    out = tmp_path / "train_frcnn.packed"
+    extract_regions.main([*flags, "--out", str(out), "--processes", "2", "--batch-size", "7"])
+    assert out.read_bytes() == (whole / "train_frcnn.packed").read_bytes()
+
+
+def test_one_thread_computes(flags, tmp_path, monkeypatch):
+    """Sums of several threads end in other bits than those of one."""
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(
+        extract_regions.Extraction, "to_folder", lambda self, out: seen.append(torch.get_num_threads()) or 0
+    )
+    torch.set_num_threads(2)
+    try:
+        extract_regions.main([*flags, "--out", str(tmp_path / "out")])
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        (["--ckpt", "{other}"], "--ckpt"),
+        (["--set", "SCALES=[64, 64]"], "--cfg"),
+        (["--boxes", "{boxes}"], "--boxes"),
+        (["--names", "number"], "--names"),
+        (["--dtype", "float16"], "--dtype"),
+    ],
+)
+def test_other_arguments_do_not_continue(flags, whole, checkpoint, tmp_path, capsys, changes, flag):
+    state = torch.load(checkpoint)
+    state["state_dict"]["image_feature_extractor.backbone.conv1.weight"] += 1
+    torch.save(state, tmp_path / "other.model")
+    names = {"{other}": str(tmp_path / "other.model"), "{boxes}": str(tmp_path)}
+    given = [names.get(part, part) for part in changes]
+    out = tmp_path / "train_frcnn.packed"
+    out.with_suffix(".packed.partial").write_bytes((whole / out.name).read_bytes())
+    assert run(lambda: extract_regions.main([*flags, *given, "--out", str(out)])) == 2
+    assert f"--out {out}: was begun with other arguments: {flag}; give the same or" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -217,7 +260,7 @@ def test_pictures_of_all_kinds(checkpoint, tmp_path, caplog):
             "skip",
         ]
     )
-    assert {path.stem for path in out.iterdir()} == good
+    assert {path.stem for path in out.glob("*.json")} == good
     assert sum(message.startswith("left out") for message in caplog.messages) == len(bad)
     for name in good:
         assert RegionStore(str(out), feature_dim=F).read(name, features=True).features.isfinite().all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -37,8 +38,8 @@ def test_a_folder_of_pictures(trained):
     folder = str(trained.data / "train2014")
     assert write(trained, "maps", "--images", folder, "--text", "red cup", "--limit", "3") == 0
     files = sorted((trained.out / "maps").iterdir())
-    assert len(files) == 9
-    for path in files[2::3]:
+    assert len(files) == 10
+    for path in files[3::3]:
         found = AttentionMaps.load(path)
         assert found.places.tokens == ("[CLS]", "red", "cup", "[SEP]")
         assert path.with_suffix(".html").read_text().startswith("<!")
@@ -96,7 +97,7 @@ def test_boxes_of_coco_and_of_one_picture(trained, tmp_path, capsys, monkeypatch
     [
         ((), 2, "--text and --texts: give one of them"),
         (("--text", "a", "--texts", "b"), 2, "--text and --texts: give one of them"),
-        (("--text", "a", "--images", "nowhere"), 2, "--images: nowhere: no picture there"),
+        (("--text", "a", "--images", "nowhere"), 1, "nowhere: no such folder"),
         (("--texts", "nowhere.json"), 1, "nowhere.json: cannot be read"),
         (("--text", "a", "--limit", "0"), 2, "--limit: 0: must be at least 1"),
         (("--text", "a", "--out", "/dev/null/x"), 2, "--out: /dev/null/x: cannot write there"),
@@ -124,11 +125,47 @@ def test_texts_that_do_not_fit(trained, tmp_path, capsys):
 def test_two_pictures_of_one_name(tmp_path, trained, capsys):
     for name in ("a.jpg", "a.png"):
         (tmp_path / name).write_bytes(b"")
-    assert write(trained, "x", "--images", str(tmp_path), "--text", "a") == 2
-    assert "several pictures are called a" in capsys.readouterr().err
-    for name in ("b/1.jpg", "c/1.jpg"):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_bytes(b"")
-    (tmp_path / "texts").write_text('{"b/1.jpg": "a", "c/1.jpg": "b"}')
-    assert write(trained, "x", "--images", str(tmp_path), "--texts", str(tmp_path / "texts")) == 2
-    assert "several pictures are called 1; rename them" in capsys.readouterr().err
+    assert write(trained, "x", "--images", str(tmp_path), "--text", "a") == 1
+    assert "would both be a in the output; rename one" in capsys.readouterr().err
+
+
+def test_folders_below_the_folder(tmp_path, trained):
+    picture = next((trained.data / "train2014").iterdir())
+    for name in ("b/1.jpg", "c/1.jpg", "c/2.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(picture.read_bytes())
+    (tmp_path / "texts").write_text('{"c/1.jpg": "cup", "b/1.jpg": "red"}')
+    flags = ("--images", str(tmp_path), "--texts", str(tmp_path / "texts"), "--no-pages")
+    assert write(trained, "below", *flags) == 0
+    found = sorted((trained.out / "below").rglob("*.npy"))
+    assert [str(path.relative_to(trained.out)) for path in found] == ["below/b/1.npy", "below/c/1.npy"]
+    assert [AttentionMaps.load(path).places.tokens[1] for path in found] == ["red", "cup"]
+
+
+def test_a_broken_picture_and_a_rerun(tmp_path, trained, capsys, caplog):
+    caplog.set_level(logging.INFO)
+    pictures = sorted((trained.data / "train2014").iterdir())[:3]
+    for number, picture in enumerate(pictures):
+        (tmp_path / f"{number}.jpg").write_bytes(picture.read_bytes())
+    (tmp_path / "1.jpg").write_bytes(b"")
+    flags = ("--images", str(tmp_path), "--text")
+    out = trained.out / "rerun"
+    assert write(trained, "rerun", *flags, "cup") == 1
+    assert "1.jpg: not a readable picture (the file is empty) (--on-bad skip" in capsys.readouterr().err
+    assert [path.name for path in out.glob("*.html")] == ["0.html"]
+    first = (out / "0.html").stat().st_mtime_ns
+    assert write(trained, "rerun", *flags, "cup", "--on-bad", "skip") == 0
+    assert "3 pictures, 1 of them are done already" in caplog.messages
+    assert caplog.messages[-1].endswith("attention maps of 2 pictures, 1 left out")
+    assert (out / "0.html").stat().st_mtime_ns == first
+    # Files of another text are not what was asked for.
+    assert write(trained, "rerun", *flags, "red", "--on-bad", "skip") == 0
+    assert caplog.messages.count("3 pictures, 0 of them are done already") == 2
+    assert AttentionMaps.load(out / "2.npy").places.tokens[1] == "red"
+    assert (
+        write(
+            trained, "rerun", *flags, "red", "--on-bad", "skip", "--set", "DATASET.ADD_IMAGE_AS_A_BOX=false"
+        )
+        == 0
+    )
+    assert caplog.messages.count("3 pictures, 0 of them are done already") == 3

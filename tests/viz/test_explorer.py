@@ -88,6 +88,19 @@ def test_pages_of_a_base_model_stay_below_five_megabytes(tmp_path):
     assert data_of(page)["image"] is not None
 
 
+def test_a_large_page_says_so(tmp_path, caplog):
+    record = example(1, 2, words=126, regions=149)
+    written(tmp_path, record)
+    assert caplog.messages == []
+    again = {"maps": np.tile(record.maps, (12, 6, 1, 1))}
+    page = written(tmp_path, replace(record, **again))
+    assert 5_000_000 < len(page) < 7_500_000  # 8 million where deflate looks for repeats, as noise has none
+    (message,) = caplog.messages
+    assert re.search(
+        r"page\.html: has \d MB: 279 places in 144 heads; fewer regions or a shorter text", message
+    )
+
+
 def test_large_pictures_are_made_smaller(tmp_path):
     page = written(tmp_path, small(), Image.new("RGB", (2000, 1500)))
     content = base64.b64decode(data_of(page)["image"].partition(",")[2])

@@ -7,6 +7,8 @@ import torch
 
 from common.data.box_file import BoxFile, boxes_of
 from common.data.coco import CLASS_NAMES, CLASS_OF_CATEGORY
+from common.data.packed_regions import PackedHeader
+from common.data.packed_writer import packed_file
 from common.data.region_json import Regions, region_record
 from common.errors import DataError
 
@@ -104,6 +106,19 @@ def test_annotations_of_coco(write, caplog):
         BoxFile(write(instances(images=[{"id": 1, "file_name": "a/x"}, {"id": 2, "file_name": "b/x"}])))
 
 
+def test_annotations_of_a_picture_of_another_size(write):
+    images = [{"id": 9, "file_name": "x.jpg", "width": 200, "height": 100}, {"id": 4, "file_name": "y.jpg"}]
+    path = write(instances(images=images, categories=[]))
+    assert len(found(path, size=(200, 100))[0]) == 2
+    with pytest.raises(
+        DataError, match=r"image 9: its boxes are of a picture of \(200, 100\) pixels .* \(100, 50\)"
+    ):
+        found(path)
+    assert found(path, "y.jpg")[0]
+    images[0]["width"] = 0  # some tools write so what they do not know
+    assert len(found(write(instances(images=images, categories=[])))[0]) == 2
+
+
 def test_detections_of_coco(write):
     path = write(detections())
     assert found(path, "COCO_val2014_000000000009.jpg") == (
@@ -140,10 +155,59 @@ def test_a_folder_or_an_archive_has_a_file_for_each_picture(write, tmp_path):
         archive.write(tmp_path / "x.json", "in/x.json")
     assert found(str(tmp_path), "y.jpg")[0] == [[5, 6, 7, 8]]
     assert found(f"{tmp_path}/a.zip@/in", "x.jpg")[0] == [[1, 2, 3, 4]]
-    with pytest.raises(DataError, match=r"z\.json: cannot be read"):
+    write([[3, 4, 5, 6]], "9.json")
+    for place in (f"{tmp_path}/a.zip", f"{tmp_path}/a.zip@/", f"{tmp_path}/a.zip@/in"):
+        (tmp_path / "a.zip").unlink()
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.write(tmp_path / "9.json", f"{place.partition('zip@/')[2] or '.'}/9.json")
+        assert found(place, "COCO_val2014_000000000009.jpg")[0] == [[3, 4, 5, 6]]  # as VQA names them
+    assert found(str(tmp_path), "COCO_val2014_000000000009.jpg")[0] == [[3, 4, 5, 6]]
+    assert BoxFile(str(tmp_path)).of("x_9.jpg", "y").boxes.tolist() == [[5, 6, 7, 8]]
+    write([[7, 7, 9, 9]], "x_9.json")
+    assert found(str(tmp_path), "x_9.jpg")[0] == [[7, 7, 9, 9]]
+    with pytest.raises(DataError, match=r"has no z\.json for z\.jpg"):
         found(str(tmp_path), "z.jpg")
-    with pytest.raises(DataError, match="none: no such folder"):
-        BoxFile(f"{tmp_path}/none")
+    with pytest.raises(DataError, match=r"a\.zip@/in: has no z_07\.json or 7\.json for z_07\.jpg"):
+        found(f"{tmp_path}/a.zip@/in", "z_07.jpg")
+
+
+def test_what_is_neither_file_nor_folder(write, tmp_path):
+    for name, message in (
+        ("none", "none: no such folder"),
+        ("none.json", r"none\.json: cannot be read \(No such file"),
+        ("none.zip", r"none\.zip: no such file; expected a zip archive"),
+    ):
+        with pytest.raises(DataError, match=message):
+            BoxFile(f"{tmp_path}/{name}")
+    with pytest.raises(DataError, match=r"notes\.txt: expected json in UTF-8, but"):
+        BoxFile(write("no json", "notes.txt"))
+    assert found(write([[1, 2, 3, 4]], "boxes"))[0] == [[1, 2, 3, 4]]
+
+
+def test_a_byte_order_mark(tmp_path):
+    for content in ([[1, 2, 3, 4]], instances(), detections()):
+        (tmp_path / "b.json").write_text(json.dumps(content), encoding="utf-8-sig")
+        assert BoxFile(f"{tmp_path}/b.json").of("9.jpg" if content == detections() else "x.jpg").where
+    (tmp_path / "x.json").write_text("[[1, 2, 3, 4]]", encoding="utf-8-sig")
+    assert found(str(tmp_path))[0] == [[1, 2, 3, 4]]
+
+
+def test_packed_files(tmp_path):
+    path = tmp_path / "set.packed"
+    classes = torch.zeros(1, 81)
+    classes[0, CAR] = 0.75
+    regions = Regions(torch.tensor([[1.0, 2, 3, 4]]), torch.ones(1, 6), torch.ones(6), SIZE, classes)
+    with packed_file(path, PackedHeader(dtype="float32", feature_dim=6, classes=True)) as writer:
+        writer.add("x", regions)
+        writer.add("9", regions._replace(boxes=torch.tensor([[5.0, 6, 7, 8]])))
+        writer.finish(0)
+    assert found(str(path)) == ([[1, 2, 3, 4]], [CAR], [0.75])
+    assert found(str(path), "COCO_val2014_000000000009.jpg")[0] == [[5, 6, 7, 8]]
+    assert BoxFile(str(path)).of("x.jpg", feature_dim=6).features.tolist() == [[1] * 6]
+    with pytest.raises(DataError, match=r"image z: not in this file"):
+        found(str(path), "z.jpg")
+    with pytest.raises(DataError, match=r"of a picture of \(100, 50\) pixels"):
+        found(str(path), size=(50, 100))
 
 
 def test_boxes_beyond_the_picture_are_cut_off(write, caplog):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-from common.data.store import JsonLines, Store, split_archive
+from common.data.store import JsonLines, Store, files_in, split_archive
 from common.errors import DataError
 
 
@@ -95,6 +95,9 @@ def test_missing_files(tmp_path, archive):
 
 
 def test_places_are_checked_at_the_start(tmp_path, archive):
+    (tmp_path / "notes").write_text("")
+    with pytest.raises(DataError, match="notes: a file; expected a folder or a zip archive"):
+        Store([f"{tmp_path}/notes"])
     with pytest.raises(DataError, match="nothing: no such folder"):
         Store([str(tmp_path / "nothing")])
     with pytest.raises(DataError, match=r"b.zip: no such file; expected a zip archive"):
@@ -166,3 +169,13 @@ def test_json_lines_name_file_line_and_field(tmp_path):
         records[2]
     with pytest.raises(DataError, match=r"no.jsonl: cannot be read \(No such file"):
         JsonLines(str(tmp_path / "no.jsonl"), Pair)
+
+
+def test_files_of_linked_folders(tmp_path):
+    for folder in ("data", "disk/a"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "p.PNG").write_text("")
+    (tmp_path / "data/linked").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk/back").symlink_to(tmp_path / "disk")
+    found = dict(files_in(str(tmp_path / "data"), [".png"]))
+    assert found == {name: f"{tmp_path}/data/{name}" for name in ("linked/a/p.PNG", "p.PNG")}

@@ -8,8 +8,8 @@ from torchvision.models import get_model
 
 from common.data.coco import CLASS_NAMES
 from common.engine.box_flags import add_box_flags, finder_from_flags
-from common.engine.detector import TorchvisionDetector, alike, detector_names
-from common.errors import CheckpointError, UsageError
+from common.engine.detector import TorchvisionDetector, detector_names
+from common.errors import CheckpointError, DataError, UsageError
 
 CPU = torch.device("cpu")
 SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"
@@ -73,7 +73,7 @@ def test_a_picture_does_not_depend_on_the_others(file):
     for picture, together in zip(pictures(), detector(pictures()), strict=True):
         (alone,) = detector([picture])
         assert len(alone.boxes)
-        torch.testing.assert_close(alone.boxes, together.boxes)
+        assert torch.equal(alone.boxes, together.boxes)
         assert alone.classes.tolist() == together.classes.tolist()
 
 
@@ -81,6 +81,17 @@ def test_limits(file):
     assert len(TorchvisionDetector(SMALL, file, CPU, 0.0, 3)(pictures())[0].boxes) == 3
     none = TorchvisionDetector(SMALL, file, CPU, 1.0)(pictures())[0]
     assert (none.boxes.shape, none.classes.shape) == ((0, 4), (0,))
+
+
+def test_narrow_pictures(file):
+    """The long side becomes 640: of 3 x 4000 pixels nothing is left."""
+    detector = TorchvisionDetector(SMALL, file, CPU)
+    for size in ((4000, 3), (1, 20_000), (641, 1)):
+        with pytest.raises(
+            DataError, match=f"{size[0]} x {size[1]} pixels is too narrow .* long side to 640"
+        ):
+            detector([Image.new("RGB", size)])
+    assert len(detector([Image.new("RGB", size) for size in ((1, 640), (7, 4480))])) == 2
 
 
 def test_from_flags(file):
@@ -133,7 +144,3 @@ def test_wrong_files_and_names(file, tmp_path):
     with pytest.raises(CheckpointError, match="text: truncated, or not a PyTorch file"):
         TorchvisionDetector(SMALL, tmp_path / "text", CPU)
     assert "keypointrcnn_resnet50_fpn" not in detector_names()
-
-
-def test_alike():
-    assert alike("abacb") == [[0, 2], [1, 4], [3]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from common.engine.drawing import CHOSEN, DARK, PLAIN, DrawnBox, draw
+from common.engine.drawing import CHOSEN, DARK, PLAIN, DrawnBox, draw, font_for
 
 
 def test_a_large_picture_keeps_its_size_and_colours():
@@ -31,6 +31,35 @@ def test_any_shape_any_text(size):
     text = "what is " * 200 + "Größe 猫"
     page = draw(Image.new("RGB", size), [DrawnBox((5, 5, -3, -3), "1 cat"), DrawnBox((0, 0, 9e3, 9e3))], text)
     assert page.width >= size[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((20_000, 100), (4096, 20)), ((1, 20_000), (240, 4096)), ((6000, 4000), (4096, 2731))],
+)
+def test_long_and_large_pictures_can_be_read(size, expected):
+    page = draw(Image.new("RGB", size), [DrawnBox((0, 0, *size), "1 cat", True)], "a cat")
+    unit = 17 if size == (6000, 4000) else 2
+    assert page.size == (expected[0], expected[1] + 14 * unit)
+
+
+def test_a_label_stays_on_the_page():
+    page = draw(Image.new("RGB", (480, 300)), [DrawnBox((470, 0, 479, 100), "1 umbrella", True)], "")
+    row = [page.getpixel((x, 3)) for x in range(480)]
+    assert row.count(CHOSEN) > 40
+
+
+@pytest.mark.parametrize("text", ["кошка и собака", "γάτα"])
+def test_letters_of_other_alphabets(text):
+    pytest.importorskip("matplotlib")
+    font = font_for(text, 14)
+    assert font.getname()[0] == "DejaVu Sans"
+    assert font_for("a cat", 14).getname() != font.getname()
+
+
+def test_letters_that_no_font_has(caplog):
+    draw(Image.new("RGB", (480, 300)), [], "a \U0010fffe")
+    assert caplog.messages == ["no installed font has the letters \U0010fffe"]
 
 
 def test_a_chosen_box_is_on_top():

@@ -14,7 +14,9 @@ from common.data.found import FoundRegions
 from common.data.packed_regions import PackedRegions
 from common.data.regions import RegionStore
 from common.engine import extraction
+from common.engine.detector import computed_together
 from common.engine.extraction import Extraction, Recipe, class_scores, list_pictures
+from common.engine.output_folder import continued
 from common.engine.region_extractor import PooledFeatures
 from common.errors import DataError, UsageError
 from scripts import pack_regions
@@ -33,7 +35,7 @@ class Colours:
         Colours.seen = []
 
     def __call__(self, images, boxes):
-        Colours.seen.append(len(images))
+        Colours.seen += [image.getpixel((0, 0))[0] for image in images]
         colours = [self._scale * torch.tensor(image.getpixel((0, 0))).float() for image in images]
         return [
             PooledFeatures(colour.repeat(len(own), 1), colour)
@@ -42,12 +44,14 @@ class Colours:
 
 
 class Corner:
-    """Finds a car in the first pixel."""
+    """Finds a car in the first pixel of all but very wide pictures."""
 
     def __init__(self, device):
         pass
 
     def __call__(self, images):
+        if images[0].width > 100:
+            raise DataError("too wide")
         return [
             FoundRegions(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([3]), torch.tensor([0.75]))
             for _ in images
@@ -66,6 +70,7 @@ def folder(tmp_path):
 
 def work(folder, **changes):
     options = {
+        "place": str(folder),
         "pictures": list_pictures(str(folder)),
         "boxes": None,
         "recipe": Recipe(Colours, Corner, classes=True),
@@ -81,23 +86,52 @@ def colours(place, keys, packed=""):
 
 
 def test_pictures_of_a_folder_and_of_an_archive(folder, tmp_path):
-    names = [f"p_{number:03d}" for number in range(7)]
-    assert list(list_pictures(str(folder))) == names
-    assert list(list_pictures(str(folder), by_number=True)) == [str(number) for number in range(7)]
+    """The same names, whatever holds them: those below the place."""
+    (folder / "b/c").mkdir(parents=True)
+    (folder / "p_002.png").rename(folder / "b/c/p_002.png")
+    for hidden in (".p_001.png", "__MACOSX/._p_001.png", ".git/p_001.png", "d.png/notes.txt"):
+        (folder / hidden).parent.mkdir(exist_ok=True)
+        (folder / hidden).write_text("no picture")
+    (folder / "b/back").symlink_to(folder)
+    numbers = [2, 0, 1, 3, 4, 5, 6]
+    names = ["b/c/p_002", *(f"p_{number:03d}" for number in numbers[1:])]
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        for path in folder.iterdir():
-            archive.write(path, f"in/{path.name}")
-    for place in (f"{tmp_path}/a.zip", f"{tmp_path}/a.zip@/in"):
-        found = list_pictures(place)
-        assert found["p_003"] == f"{tmp_path}/a.zip@/in/p_003.png"
+        for path in sorted(folder.rglob("*")):
+            if "back" not in path.parts:
+                archive.write(path, f"in/{path.relative_to(folder)}")
+    for place in (str(folder), f"{tmp_path}/a.zip@/in"):
+        assert list(list_pictures(place)) == names
+        assert list(list_pictures(place, by_number=True)) == [str(number) for number in numbers]
+    assert list(list_pictures(f"{tmp_path}/a.zip")) == [f"in/{name}" for name in names]
+    found = list_pictures(f"{tmp_path}/a.zip@/in")
+    assert found["p_003"] == f"{tmp_path}/a.zip@/in/p_003.png"
     work(folder, pictures=found).to_folder(tmp_path / "out")
-    assert colours(tmp_path / "out", names) == list(range(7))
+    assert colours(tmp_path / "out", names) == numbers
+    work(folder, pictures=found).to_packed_file(tmp_path / "out.packed", "float32", F)
+    assert colours("out", names, str(tmp_path / "out.packed")) == numbers
+
+
+def test_names_that_windows_packs(folder, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(folder / "p_004.png", "a\\p.png")
+    found = list_pictures(f"{tmp_path}/a.zip")
+    assert list(found) == ["a/p"]
+    work(folder, pictures=found).to_folder(tmp_path / "out")
+    assert colours(tmp_path / "out", ["a/p"]) == [4]
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
+        archive.write(folder / "p_004.png", "a/p.png")
+    with pytest.raises(DataError, match=r"a\\p\.png and .*a/p\.png would both be a/p in the output"):
+        list_pictures(f"{tmp_path}/a.zip")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.write(folder / "p_004.png", "../../p.png")
+    with pytest.raises(DataError, match=r"b\.zip@/\.\./\.\./p\.png: its name leads out of the archive"):
+        list_pictures(f"{tmp_path}/b.zip")
 
 
 def test_pictures_that_cannot_be_told_apart(folder, tmp_path):
     Image.new("RGB", (1, 1)).save(folder / "p_003.bmp")
     with pytest.raises(
-        DataError, match=r"p_003\.png and .*p_003\.bmp would have the same region file p_003\.json"
+        DataError, match=r"p_003\.png and .*p_003\.bmp would both be p_003 in the output; rename one"
     ):
         list_pictures(str(folder))
     (folder / "p_003.bmp").rename(folder / "p_x.bmp")
@@ -145,28 +179,112 @@ def test_what_is_there_is_not_done_again(folder, tmp_path, caplog):
     (out / "p_004.json").unlink()
     (out / ".p_004.json.1.tmp").write_text("what a killed process left")
     work(folder).to_folder(out)
-    assert Colours.seen == [3]  # all of the batch, as the first time
+    assert Colours.seen == [4]
     assert files(out) == whole
     assert "7 pictures, 6 of them are done already" in caplog.messages
     work(folder).to_folder(out)
     assert Colours.seen == []
 
 
+def test_what_is_done_is_never_written_again(folder, tmp_path):
+    """Whatever the size of a batch."""
+    out = tmp_path / "out"
+    work(folder).to_folder(out)
+    (out / "p_004.json").unlink()
+    times = {path: path.stat().st_mtime_ns for path in out.glob("p_*")}
+    work(folder, batch_size=7).to_folder(out)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+BEGUN = {"--weights": "1", "--boxes": "2"}
+
+
+@pytest.mark.parametrize(("device", "seen"), [("cpu", [4]), ("cuda", [3, 4, 5])])
+def test_a_batch_of_a_gpu_is_computed_whole_and_written_where_missing(folder, tmp_path, device, seen):
+    out = tmp_path / "out"
+    on_device = work(folder, devices=[torch.device(device)])  # the stand-ins compute anywhere
+    on_device.to_folder(out)
+    files = sorted(out.glob("*.json"))
+    assert len(files) == 7
+    files[4].unlink()
+    before = {path: path.stat().st_ino for path in files if path != files[4]}
+    assert on_device.to_folder(out) == 0
+    assert Colours.seen == seen
+    assert {path: path.stat().st_ino for path in before} == before
+    assert colours(out, ["p_004"]) == [4]
+
+
+def test_what_runs_together():
+    keys = ["a", "b", "a"]
+    assert computed_together(keys, "cuda") == [[0, 2], [1]]
+    assert computed_together(keys, "cpu") == [[0], [1], [2]]
+
+
+def test_a_folder_is_continued_with_the_same_arguments(folder, tmp_path, caplog):
+    out, other = tmp_path / "out", tmp_path / "other"
+    work(folder, arguments=BEGUN).to_folder(out)
+    (out / "p_004.json").unlink()
+    for changes, flags in (
+        ({"--weights": "9"}, "--weights"),
+        ({"--boxes": "3", "--classes": "True"}, "--boxes, --classes"),
+    ):
+        with pytest.raises(
+            UsageError, match=f"out: was begun with other arguments: {flags}; give the same or another --out"
+        ):
+            work(folder, arguments=BEGUN | changes).to_folder(out)
+    work(folder, arguments=BEGUN).to_folder(out)
+    # Pictures of another folder may have their boxes from elsewhere, but not other features.
+    other.mkdir()
+    Image.new("RGB", (9, 6)).save(other / "q.png")
+    with pytest.raises(UsageError, match="other arguments: --weights;"):
+        work(other, arguments=BEGUN | {"--weights": "9"}).to_folder(out)
+    work(other, arguments=BEGUN | {"--boxes": "3"}).to_folder(out)
+    (other / "q.png").rename(other / "p_004.png")
+    with pytest.raises(
+        UsageError, match=f"out: holds p_004 of the pictures in {folder} or {other}; give another"
+    ):
+        work(tmp_path, pictures={"p_004": f"{other}/p_004.png"}, place="x", arguments=BEGUN).to_folder(out)
+    assert not caplog.messages
+
+
+def test_arguments_count_once_something_is_written(folder, tmp_path, caplog):
+    for packed in (False, True):
+        out = tmp_path / ("out.packed" if packed else "out")
+
+        def start(where=out, packed=packed, **options):
+            job = work(folder, **options)
+            return job.to_packed_file(where, "float32", F) if packed else job.to_folder(where)
+
+        with pytest.raises(DataError, match="not finite"):
+            start(arguments=BEGUN, recipe=Recipe(partial(Colours, scale=np.nan), Corner, classes=True))
+        start(arguments={"--weights": "9"})
+    (tmp_path / "out" / ".arguments").unlink()
+    work(folder, arguments=BEGUN).to_folder(tmp_path / "out")
+    assert caplog.messages == [
+        f"{tmp_path}/out: does not say what its files were made with; they are taken as they are"
+    ]
+
+
 def test_packing_continues(folder, tmp_path):
-    work(folder).to_packed_file(tmp_path / "whole.packed", "float16", F)
+    job = work(folder, arguments=BEGUN)
+    job.to_packed_file(tmp_path / "whole.packed", "float16", F)
     whole = (tmp_path / "whole.packed").read_bytes()
     (tmp_path / "whole.packed").rename(tmp_path / "other")
     for size in (0, *range(4096, len(whole), 150), len(whole)):
         (tmp_path / "whole.packed.partial").write_bytes(whole[:size])
-        work(folder).to_packed_file(tmp_path / "whole.packed", "float16", F)
+        job.to_packed_file(tmp_path / "whole.packed", "float16", F)
         assert (tmp_path / "whole.packed").read_bytes() == whole
         (tmp_path / "whole.packed").unlink()
     (tmp_path / "whole.packed.partial").write_bytes(whole)
-    with pytest.raises(UsageError, match="begun with other arguments"):
-        work(folder).to_packed_file(tmp_path / "whole.packed", "float32", F)
+    with pytest.raises(UsageError, match=r"whole\.packed: was begun with other arguments: --dtype;"):
+        job.to_packed_file(tmp_path / "whole.packed", "float32", F)
+    with pytest.raises(UsageError, match=r"whole\.packed: was begun with other arguments: --weights; give"):
+        work(folder, arguments={**BEGUN, "--weights": "9"}).to_packed_file(
+            tmp_path / "whole.packed", "float16", F + 1
+        )
     (folder / "p_002.png").unlink()
     with pytest.raises(UsageError, match="partial holds p_002, which is no picture any more"):
-        work(folder).to_packed_file(tmp_path / "whole.packed", "float16", F)
+        work(folder, arguments=BEGUN).to_packed_file(tmp_path / "whole.packed", "float16", F)
 
 
 def spoil(folder):
@@ -193,7 +311,14 @@ def test_bad_pictures_stop_it_or_are_left_out(folder, tmp_path, caplog, packed):
     if packed:
         assert PackedRegions(str(out)).header.left_out == 2
     else:
-        assert len(files(tmp_path / "out")) == 5
+        assert len(list((tmp_path / "out").glob("*.json"))) == 5
+
+
+def test_what_a_finder_cannot_look_at_is_left_out(folder, tmp_path):
+    Image.new("RGB", (200, 1)).save(folder / "p_003.png")
+    with pytest.raises(DataError, match=r"p_003\.png: too wide \(--on-bad skip leaves"):
+        work(folder).to_folder(tmp_path / "out")
+    assert work(folder, skip_bad=True).to_folder(tmp_path / "out") == 1
 
 
 def test_nothing_can_be_used(folder, tmp_path):
@@ -236,13 +361,13 @@ def test_names_of_many_digits(folder, tmp_path):
     work(folder, pictures={digits: f"{folder}/{digits}.png", "7": f"{folder}/p_002.png"}).to_folder(
         tmp_path / "out"
     )
-    ids = {path.stem: json.loads(path.read_text())["image_id"] for path in (tmp_path / "out").iterdir()}
+    ids = {path.stem: json.loads(path.read_text())["image_id"] for path in (tmp_path / "out").glob("*.json")}
     assert ids == {digits: digits, "7": 7}
 
 
 def test_other_errors_are_not_those_of_the_folder(tmp_path):
     for error in (BlockingIOError("no process"), OSError("no memory")):
-        with pytest.raises(type(error), match=str(error)), extraction._open_folder(tmp_path / "out"):
+        with pytest.raises(type(error), match=str(error)), continued(tmp_path / "out", [], "", {}):
             raise error
 
 
@@ -259,7 +384,7 @@ def test_a_file_that_cannot_be_written(folder, tmp_path, monkeypatch):
 
 def test_two_processes_do_not_write_one_folder(folder, tmp_path):
     out = tmp_path / "out"
-    with extraction._open_folder(out), pytest.raises(UsageError, match="out: another process is writing it"):
+    with continued(out, [], "", {}), pytest.raises(UsageError, match="out: another process is writing it"):
         work(folder).to_folder(out)
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="file: cannot be written"):

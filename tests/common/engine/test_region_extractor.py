@@ -100,6 +100,14 @@ def test_a_yaml_file_describes_another_resnet(tmp_path):
         RegionExtractor.from_resnet_file(tmp_path / "r", CPU, config(IMAGE_WIDTH=8))
 
 
+def test_a_picture_does_not_depend_on_the_others():
+    """Not even in its last bits, with a network as wide as published ones."""
+    extractor = RegionExtractor(branch(depth=50, width=64), CPU, (96, 96))
+    (noise, _, _) = pictures()
+    for found in extractor([noise] * 4, [BOXES] * 4):
+        assert torch.equal(found.regions, extractor([noise], [BOXES])[0].regions)
+
+
 def test_very_small_and_very_long_pictures(tmp_path):
     extractor = RegionExtractor.from_checkpoint(config(), checkpoint_file(branch(), tmp_path / "c"), CPU)
     images = [Image.new("RGB", (1, 1)), Image.new("RGB", (2000, 20))]
