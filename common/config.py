@@ -55,7 +55,7 @@ class ExperimentConfig(Section):
     }
 
     RNG_SEED: FromMinusOne = -1
-    """Seed of everything random; -1 draws another one each run."""
+    """Seed of everything random; -1 draws another one each run, and evaluates a checkpoint with that of its run."""
     OUTPUT_PATH: str = ""
     """Root of the output directory; --model-dir is put in front."""
     MODULE: str = ""
