@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from PIL import Image
 from torch import Tensor
+
+from common.errors import DataError
 
 
 class FoundRegions(NamedTuple):
@@ -28,3 +31,19 @@ class RegionFinder(Protocol):
     def __call__(self, images: list[Image.Image]) -> list[FoundRegions]:
         """Returns the regions of each picture."""
         ...
+
+
+def look(finder: RegionFinder, pictures: Sequence[tuple[str, Image.Image]]) -> list[FoundRegions | DataError]:
+    """Finds the regions of pictures with their names; where one cannot be used, all are looked at alone.
+
+    Returns:
+        For each picture its regions, or the error that names it.
+    """
+    if not pictures:
+        return []
+    try:
+        return list(finder([image for _, image in pictures]))
+    except DataError as error:
+        if len(pictures) == 1:
+            return [DataError(f"{pictures[0][0]}: {error}")]
+    return [found for picture in pictures for found in look(finder, [picture])]

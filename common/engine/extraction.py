@@ -21,7 +21,7 @@ from torch import Tensor
 
 from common.data.box_file import BoxFile, GivenBoxes, number_of
 from common.data.coco import CLASS_NAMES
-from common.data.found import FoundRegions, RegionFinder
+from common.data.found import FoundRegions, RegionFinder, look
 from common.data.image_file import upright_rgb
 from common.data.packed_regions import PackedHeader
 from common.data.packed_writer import pack_record, packed_file
@@ -174,7 +174,8 @@ class Worker:
                 opened.append((task, *self._open(task)))
             except DataError as error:
                 problems[task.key] = str(error)
-        looked = iter(self._look([(task.path, image) for task, image, given in opened if given is None]))
+        unknown = [(task.path, image) for task, image, given in opened if given is None]
+        looked = iter(look(self._finder, unknown) if self._finder is not None else ())
         found = [(task, image, next(looked) if given is None else given) for task, image, given in opened]
         problems |= {task.key: str(one) for task, _, one in found if isinstance(one, DataError)}
         seen = [(task, image, one) for task, image, one in found if not isinstance(one, DataError)]
@@ -193,17 +194,6 @@ class Worker:
             raise DataError(task.given)
         image = self._store.picture(task.path, upright_rgb)
         return image, None if task.given is None else task.given.on(image.size)
-
-    def _look(self, pictures: Sequence[tuple[str, Image.Image]]) -> list[FoundRegions | DataError]:
-        """Finds regions; where one of the pictures cannot be used, in each alone."""
-        if not pictures or self._finder is None:
-            return []
-        try:
-            return list(self._finder([image for _, image in pictures]))
-        except DataError as error:
-            if len(pictures) == 1:
-                return [DataError(f"{pictures[0][0]}: {error}")]
-        return [found for picture in pictures for found in self._look([picture])]
 
     def _result(self, task: Task, regions: Regions) -> Result:
         assert regions.features is not None

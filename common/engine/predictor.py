@@ -24,7 +24,7 @@ from common.batch import Batch, Sample, TextSequence
 from common.config import load_config
 from common.data.coco import CLASS_NAMES
 from common.data.collate import collate
-from common.data.found import RegionFinder
+from common.data.found import FoundRegions, RegionFinder, look
 from common.data.image_file import ImageSource, open_image
 from common.data.picture import Picture, place_picture
 from common.data.region_json import Regions
@@ -385,7 +385,12 @@ class TrainedModel(Generic[QueryT, EncodedT]):
         missing = [number for number, query in enumerate(queries) if query.boxes is None]
         if missing and self._reads_features and self.extractor is None:
             raise _no_features(names[missing[0]])
-        looked = dict(zip(missing, self.finder([images[number] for number in missing]), strict=True))
+        looked: dict[int, FoundRegions] = {}
+        pictures = [(names[number], images[number]) for number in missing]
+        for number, one in zip(missing, look(self.finder, pictures), strict=True):
+            if isinstance(one, DataError):
+                raise one
+            looked[number] = one
         width = PRECOMPUTED_DIM if self._reads_features else None
         found = [
             regions_of(looked.get(number, query.boxes), name, image.size, width)  # type: ignore[arg-type]

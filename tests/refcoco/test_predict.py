@@ -12,6 +12,7 @@ from PIL import Image
 import vl_bert
 from common.data.found import FoundRegions
 from common.engine.predictor import Query
+from common.errors import DataError
 from refcoco.predict import RefCOCOPredictor
 from tests.refcoco.world import World
 from tests.world import SPREAD
@@ -127,6 +128,8 @@ def test_a_detector_that_finds_nothing_is_announced(trained, model, caplog):
         score_threshold = 0.25
 
         def __call__(self, images):
+            if any(image.width > 100 for image in images):
+                raise DataError("too narrow")
             none = torch.zeros(0)
             return [FoundRegions(none.view(0, 4), none.long(), none) for _ in images]
 
@@ -138,6 +141,9 @@ def test_a_detector_that_finds_nothing_is_announced(trained, model, caplog):
         "picture 1: has no regions with a confidence of at least 0.25 (--score-threshold): the model sees the whole "
         "picture alone"
     ]
+    pictures = [Query(Image.new("RGB", (width, 8)), "red car") for width in (9, 101)]
+    with pytest.raises(DataError, match=r"^picture 2: too narrow$"):
+        looking.predict_batch(pictures)
 
 
 def test_the_command(trained, tmp_path, capsys):
