@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -45,6 +46,7 @@ class Watchdog:
         self._excused, self._patient = 1, True
         self._stop = threading.Event()
         self._looks = 0
+        self._numbers = itertools.count()
         self._threads = [
             threading.Thread(target=target, name="watchdog", daemon=True)
             for target in (self._watch, self._watch_store)
@@ -107,17 +109,18 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stop.wait(self._seconds / 8):
-            waited, self._looks = self._waited(), self._looks + 1
+            waited = self._waited()
             try:
                 self._publish()
                 stalled = self._stalled() if waited > self._seconds / 2 else ""
             except (RuntimeError, ValueError):
-                stalled = _NO_STORE
+                continue  # the other thread counts
+            self._looks += 1
             if stalled and waited > self._seconds:
                 self._report(stalled)
 
     def _watch_store(self) -> None:
-        """Notices that the other thread waits for a store which is frozen: no timeout of its own covers that."""
+        """Notices that the other thread has no answer: no timeout of its own covers a store which is frozen."""
         looks = silent = 0
         while not self._stop.wait(self._seconds / 8):
             silent = silent + 1 if looks == self._looks else 0
@@ -131,7 +134,7 @@ class Watchdog:
 
     def _publish(self) -> None:
         # Never twice the same: that is how the others know that this process lives.
-        state = [self._place, round(self._waited(), 3), self._what, bool(self._excused), self._looks]
+        state = [self._place, round(self._waited(), 3), self._what, bool(self._excused), next(self._numbers)]
         self._store.set(str(distributed.rank()), json.dumps(state))
 
     def _stalled(self) -> str:
