@@ -326,7 +326,7 @@ class TrainedModel(Generic[QueryT, EncodedT]):
     ) -> Iterator[tuple[Scene, T]]:
         """Yields the scene of each query and what `read` makes of it, in their order.
 
-        Queries run together where the network pads none of their pictures and they have equally many texts.
+        Queries run together where they have equally many texts.
         """
         waiting = list(queries)
         for number, query in enumerate(waiting, 1):
@@ -341,11 +341,13 @@ class TrainedModel(Generic[QueryT, EncodedT]):
             samples = []
             for number, (scene, query) in enumerate(zip(scenes, part, strict=True), start):
                 with _naming(scene.name):
-                    samples.append(self.sample(number, scene, query))
+                    sample = self.sample(number, scene, query)
+                if sample.image is not None:
+                    # One canvas for all: an answer must not depend on the others of the batch.
+                    sample = replace(sample, canvas=(max(self.task.config.SCALES),) * 2)
+                samples.append(sample)
             found: dict[int, T] = {}
-            for members in alike(
-                (sample.image is not None and sample.canvas, len(sample.texts)) for sample in samples
-            ):
+            for members in alike(len(sample.texts) for sample in samples):
                 batch = collate([samples[place] for place in members], Batch).to(self.device)
                 results = read(
                     [part[place] for place in members], [scenes[place] for place in members], batch
