@@ -231,7 +231,7 @@ def find(folder: Path, prefix: str, train: TrainConfig) -> tuple[Path, int] | No
         places += [
             (place, path)
             for place, path in ((_place(path, train), path) for path in states)
-            if train.BEGIN_EPOCH <= place[0] <= train.END_EPOCH or (place == _UNKNOWN and not train.RESUME)
+            if train.BEGIN_EPOCH <= place[0] <= train.END_EPOCH or place == _UNKNOWN
         ]
     # The order is stable: of equally far files the first listed, an epoch's, is taken.
     for place, path in sorted(places, key=lambda entry: entry[0], reverse=True):
@@ -262,7 +262,7 @@ def _place(path: Path, train: TrainConfig) -> tuple[float, float]:
     try:
         state = read_weights(path)
         ended = state["epoch"] >= train.END_EPOCH
-        if train.RESUME and (ended or state["resumed"] != train.BEGIN_EPOCH):
+        if train.RESUME and (ended or state.get("resumed") != train.BEGIN_EPOCH):
             return _ELSEWHERE  # RESUME asks for this epoch anew
         return float(state["epoch"]), float(state["batch"])
     except (CheckpointError, KeyError, TypeError, ValueError):

@@ -181,11 +181,12 @@ def test_resume_goes_on_with_its_own_state(tmp_path, resumed, epoch, chosen):
     assert found == (tmp_path / chosen, 2 if chosen == "net-latest.model" else 1)
 
 
-def test_resume_passes_over_its_damaged_state(tmp_path):
+def test_resume_passes_over_its_damaged_state(tmp_path, caplog):
     save(tmp_path, 1)
     (tmp_path / "net-latest.model").write_bytes(b"")
     found = checkpoint.find(tmp_path, "net", train(RESUME=True, BEGIN_EPOCH=2))
     assert found == (tmp_path / "net-0001.model", 1)
+    assert "net-latest.model" in caplog.text
 
 
 def test_every_byte_is_covered_by_a_checksum(tmp_path):
