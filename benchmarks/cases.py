@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from common.batch import Batch, TextSequence
-from common.config import load_config
+from common.config.schema import load_config
 from common.data.collate import collate
 from common.data.masking import truncated_lengths
-from common.engine.task import Task
+from common.training.task import Task
 from pretrain.config import PretrainConfig
 from pretrain.dataset import PretrainBatch, PretrainSample
 from pretrain.model import ResNetVLBERTForPretraining
@@ -86,14 +86,14 @@ class Inputs:
             "index": index,
             "record_id": str(index),
             "image": None if image is None else torch.from_numpy(image),
-            "canvas": (height, width),
+            "padded_size": (height, width),
             "im_info": torch.tensor([width, height, 1.0, 1.0]),
             "boxes": self.boxes(width, height, count),
         }
 
 
 def vcr_case(workload: Workload) -> Case:
-    """Pictures on the fixed canvas, four answers per question."""
+    """Pictures on the fixed padded_size, four answers per question."""
     config = load_config(VCRConfig, ROOT / "cfgs" / workload["cfg"])
     inputs, mask = Inputs(config.NETWORK.VLBERT.vocab_size), config.DATASET.MASK_SIZE
     samples = []
@@ -101,7 +101,7 @@ def vcr_case(workload: Workload) -> Case:
         question = workload["question_tokens"][index]
         answers = workload["answer_tokens"][index]
         fields = inputs.fields(index, size, count, pixels=True)
-        fields["canvas"] = (config.SCALES[0], config.SCALES[1])
+        fields["padded_size"] = (config.SCALES[0], config.SCALES[1])
         samples.append(
             VCRSample(
                 **fields,
@@ -184,12 +184,12 @@ def _pretrain_sample(
         texts=(dataclasses.replace(text, types=np.zeros_like(text.types), tags=np.zeros_like(text.tags)),),
         box_features=None if sizes else torch.from_numpy(inputs.rng.random((boxes, 2048), dtype=np.float32)),
         relationship=torch.ones(int(boxes > 0), dtype=torch.int64),
-        word_places=masked,
+        masked_token_index=masked,
         word_labels=torch.from_numpy(text.ids)[masked],
-        region_places=hidden,
+        masked_region_index=hidden,
         region_labels=torch.full((len(hidden), classes), 1 / classes),
         hidden=torch.isin(torch.arange(boxes), hidden),
-        blanks=places[hidden].long() if sizes else None,
+        masked_pixel_boxes=places[hidden].long() if sizes else None,
     )
 
 

@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 from benchmarks.report import machine, publish
-from common.config import load_config
-from common.engine.build import build_split
-from common.engine.main import run
-from common.engine.trainer import batches_of
+from common.cli.run import run
+from common.config.schema import load_config
+from common.data.loader import batches_of
+from common.training.loaders import build_dataloader
 from vcr.config import VCRConfig
 from vcr.task import VCRTask
 
@@ -24,7 +24,9 @@ from vcr.task import VCRTask
 def measure(cfg: str, overrides: list[str], workers: int, num_batches: int) -> dict[str, str | float]:
     """Reads `num_batches` batches and times all but the first, which waits for the workers to start."""
     config = load_config(VCRConfig, cfg, [*overrides, f"NUM_WORKERS_PER_GPU={workers}"])
-    batches = iter(itertools.islice(batches_of(build_split(VCRTask(config), "train"), epoch=0), num_batches))
+    batches = iter(
+        itertools.islice(batches_of(build_dataloader(VCRTask(config), "train"), epoch=0), num_batches)
+    )
     next(batches)
     samples = tokens = regions = 0
     began = time.perf_counter()

@@ -21,9 +21,9 @@ import numpy as np
 import orjson
 
 from benchmarks.report import machine, publish
-from common.data.packed_regions import PackedHeader
-from common.data.regions import RegionStore
-from common.engine.main import run
+from common.cli.run import run
+from common.data.regions.packed_format import PackedHeader
+from common.data.regions.reader import RegionStore
 from scripts.pack_regions import pack
 
 FEATURE_DIM = 2048

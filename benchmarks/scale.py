@@ -27,15 +27,15 @@ import numpy as np
 import torch
 
 from benchmarks.report import Row, machine, publish
-from common.config import load_config
-from common.data.index import LineIndex
-from common.data.packed_regions import PackedHeader
-from common.data.packed_writer import PackedWriter
-from common.data.region_json import COLUMNS, Regions
-from common.data.tokenization import SPECIAL_TOKENS
-from common.engine.build import build_split
-from common.engine.main import run
-from common.engine.trainer import batches_of
+from common.cli.run import run
+from common.config.schema import load_config
+from common.data.loader import batches_of
+from common.data.regions.json_format import COLUMNS
+from common.data.regions.packed_format import PackedHeader, PackedWriter
+from common.data.regions.types import Regions
+from common.data.storage.line_index import LineIndex
+from common.data.tokenizer import SPECIAL_TOKENS
+from common.training.loaders import build_dataloader
 from pretrain.config import PretrainConfig
 from pretrain.task import PretrainTask
 
@@ -154,7 +154,7 @@ def read(root: str, workers: str, num_batches: str, began: str) -> None:
     """
     opening = time.time()
     libraries = memory("libraries alone", os.getpid())
-    loader = build_split(open_task(root, int(workers)), "train")
+    loader = build_dataloader(open_task(root, int(workers)), "train")
     opened = time.time()
     batches = itertools.islice(batches_of(loader, epoch=0), int(num_batches) + 1)
     next(batches)

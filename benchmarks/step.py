@@ -23,8 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.cases import CASES, WORKLOADS
 from benchmarks.report import Row, machine, publish
 from common.batch import Batch
-from common.engine.precision import Precision
-from common.engine.task import Task
+from common.training.precision import Precision
+from common.training.task import Task
 
 
 def memory_mb(device: torch.device, peak: bool) -> float:

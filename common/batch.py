@@ -4,7 +4,7 @@ Rows of different length are stored end to end, never padded: a batch of boxes i
 `Lengths` of its rows. Lengths are known on the host as well, so that shapes follow without waiting for a GPU.
 
 Letters: B images, K boxes of all images, Q text sequences (VCR has one per answer choice), T tokens of all
-sequences, H x W picture canvas, M instance-mask side, F width of a precomputed region feature.
+sequences, H x W picture padded_size, M instance-mask side, F width of a precomputed region feature.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class Sample:
         index: position in the dataset.
         record_id: the id by which users know the record.
         image: (3, h, w) uint8, channels B, G, R; None when features are precomputed.
-        canvas: (H, W), the least size that the picture is padded to.
+        padded_size: (H, W), the least size that the picture is padded to.
         im_info: (4,) float32: resized width and height, and their ratios to the original ones.
         boxes: (n, 4) float32 x1, y1, x2, y2 in resized pixels; row 0 is the whole image where the task adds it.
         texts: the text sequences of this item.
@@ -196,7 +196,7 @@ class Sample:
     index: int
     record_id: str
     image: Tensor | None
-    canvas: tuple[int, int]
+    padded_size: tuple[int, int]
     im_info: Tensor
     boxes: Tensor
     texts: tuple[TextSequence, ...]

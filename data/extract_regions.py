@@ -20,9 +20,7 @@ if __package__ in (None, ""):  # run as a file: the folder above holds the packa
 import torch
 
 import vl_bert
-from common.arguments import content_of
-from common.config import ExperimentConfig
-from common.engine.box_flags import (
+from common.cli.box_flags import (
     MakeFinder,
     add_box_flags,
     box_arguments,
@@ -30,12 +28,14 @@ from common.engine.box_flags import (
     check_box_flags,
     detector_maker,
 )
-from common.engine.boxes import announce_grid, announced_grid
-from common.engine.extraction import Extraction, Recipe, is_packed, list_pictures
-from common.engine.main import parser, run
-from common.engine.predictor import device_of
-from common.engine.region_extractor import RegionExtractor
+from common.cli.run import parser, run
+from common.config.schema import ExperimentConfig
+from common.devices import device_of
 from common.errors import UsageError
+from common.extraction.features import RegionExtractor
+from common.extraction.job import Extraction, Recipe, is_packed, list_images
+from common.inference.grid import announce_grid, announced_grid
+from common.provenance import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -114,11 +114,11 @@ def _extractor(
 
 
 def _arguments(args: argparse.Namespace, config: ExperimentConfig | None) -> dict[str, str]:
-    """Returns what results depend on, see `common.arguments`."""
+    """Returns what results depend on, see `common.provenance`."""
     flag = "--weights" if args.weights else "--ckpt"
-    result = {flag: content_of(args.weights or args.ckpt)}
+    result = {flag: fingerprint(args.weights or args.ckpt)}
     if config is not None:
-        result["--cfg"] = content_of(config.model_dump_json(include={"NETWORK", "SCALES"}).encode())
+        result["--cfg"] = fingerprint(config.model_dump_json(include={"NETWORK", "SCALES"}).encode())
     if device_of(args.device).type != "cpu":  # there each picture is computed alone
         result["--batch-size"] = str(args.batch_size)
     return result | box_arguments(args) | {"--classes": str(args.classes), "--names": args.names}
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     args = command_line().parse_args(arguments)
     _check(args)
-    pictures = list_pictures(args.images, by_number=args.names == "number")
+    pictures = list_images(args.images, by_number=args.names == "number")
     boxes = boxes_from_flags(args, len(pictures))
     config = vl_bert.read_config(args.cfg, args.set) if args.cfg else None
     recipe = Recipe(_extractor(args, config), _finder(args), args.classes)

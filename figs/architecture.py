@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse, Patch, PathPatch, Polygon, Rectangle
 from matplotlib.path import Path
 
-from common.engine.main import run
+from common.cli.run import run
 from figs.style import (
     ACCENT,
     ACCENT_TINT,

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import vl_bert
-from common.data.image_file import open_image
-from common.engine.attention import AttentionMaps
-from common.engine.main import parser, run
-from common.engine.predict_main import add_model_flags, load_from_flags
-from common.engine.predictor import TrainedModel
+from common.cli.predict import add_model_flags, load_from_flags
+from common.cli.run import parser, run
+from common.data.images import open_image
 from common.errors import DataError, UsageError
+from common.inference.attention import AttentionMaps
+from common.inference.predictor import TrainedModel
 from figs.style import (
     ACCENT,
     ACCENT_TINT,
@@ -42,7 +42,7 @@ from figs.style import (
     px,
     text_width,
 )
-from viz.explorer import region_places, word_places
+from viz.explorer import masked_region_index, masked_token_index
 
 PANELS = 4
 """Panels at most; more are too small in the README."""
@@ -83,7 +83,7 @@ class Look(NamedTuple):
 def words_of(record: AttentionMaps) -> list[Word]:
     """Returns the words of a text, their pieces joined."""
     words: list[Word] = []
-    for place in word_places(record.places):
+    for place in masked_token_index(record.places):
         token = record.places.tokens[place]
         if token.startswith("##") and words:
             words[-1] = Word(words[-1].text + token[2:], (*words[-1].places, place))
@@ -98,7 +98,7 @@ def looks_of(record: AttentionMaps, names: Sequence[str]) -> list[Look]:
     Raises:
         DataError: the picture has no region, or the text no word.
     """
-    words, regions = words_of(record), region_places(record.places)
+    words, regions = words_of(record), masked_region_index(record.places)
     if not words or not regions:
         raise DataError(f"{record.places.image}: {len(words)} words and {len(regions)} regions; needs both")
     maps = record.maps.astype(np.float64)
@@ -294,7 +294,7 @@ def main() -> None:
     if len(looks) > PANELS:
         raise UsageError(f"--text and --words: {len(looks)} panels; at most {PANELS} fit")
     record = found[0][0]
-    regions = region_places(record.places)
+    regions = masked_region_index(record.places)
     boxes = np.array(record.places.boxes)[np.array(regions) - len(record.places.tokens)]
     draw_attention(open_image(args.image), boxes, looks, choose_head(looks, args.layer, args.head), args.out)
 

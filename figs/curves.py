@@ -17,7 +17,7 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from common.engine.main import run
+from common.cli.run import run
 from common.errors import DataError, UsageError
 from figs.style import (
     ACCENT,

@@ -17,16 +17,22 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from torch import Tensor
 
 from common.batch import TextSequence
-from common.config_types import Split
+from common.config.fields import Split
 from common.data.coco import CLASS_NAMES, CocoIndex, first_captions
-from common.data.masking import mask_regions, truncated_lengths, without_hidden
-from common.data.picture import Picture, read_picture
-from common.data.region_json import Regions
-from common.data.regions import RegionFiles, place_of, plain_path, plain_region_path, with_whole_image
-from common.data.sampling import ItemKey
-from common.data.store import JsonLines, Store
-from common.data.tokenization import Tokenizer
-from common.data.transforms import place_boxes
+from common.data.images import PreparedImage, read_image, resize_boxes
+from common.data.masking import mask_regions, subtract_masked_regions, truncated_lengths
+from common.data.regions.reader import (
+    RegionFiles,
+    parent_location,
+    plain_path,
+    plain_region_path,
+    prepend_image_box,
+)
+from common.data.regions.types import Regions
+from common.data.samplers import ItemKey
+from common.data.storage.jsonl import JsonLines
+from common.data.storage.store import Store
+from common.data.tokenizer import Tokenizer
 from common.errors import ConfigError, DataError, did_you_mean
 from pretrain.config import PretrainConfig, PretrainDatasetConfig
 from pretrain.dataset import PretrainDataset, PretrainSample, int64
@@ -106,29 +112,29 @@ class PictureDataset(PretrainDataset):
         hidden, labelled = self._mask(record, found, rng)
         picture = self._picture(record, found, flipped)
         boxes, features = self._with_whole(found, picture, hidden)
-        boxes = place_boxes(boxes, picture.im_info, flipped=flipped)
+        boxes = resize_boxes(boxes, picture.im_info, flipped=flipped)
         # The whole image is neither hidden nor classified.
         whole = torch.zeros(len(boxes) - len(hidden), dtype=torch.bool)
         hidden, labelled = torch.cat([whole, hidden]), torch.cat([whole, labelled])
         length, count = truncated_lengths(len(text.ids) + 2, len(boxes), self._data.SEQ_LEN)
         text = text.first(length - 2)
-        region_places = labelled[:count].nonzero()[:, 0]
+        masked_region_index = labelled[:count].nonzero()[:, 0]
         return PretrainSample(
             index=index,
             record_id=record.name,
             image=picture.pixels,
-            canvas=picture.size[::-1],
+            padded_size=picture.size[::-1],
             im_info=picture.im_info,
             boxes=boxes[:count],
             texts=(TextSequence.plain([self._tokenizer.cls_id, *text.ids, self._tokenizer.sep_id]),),
             box_features=None if features is None else features[:count],
             relationship=int64([other == index]),
-            word_places=int64(text.places) + 1,
+            masked_token_index=int64(text.places) + 1,
             word_labels=int64(text.labels),
-            region_places=region_places,
-            region_labels=self._labels(found, region_places - len(whole)),
+            masked_region_index=masked_region_index,
+            region_labels=self._labels(found, masked_region_index - len(whole)),
             hidden=hidden[:count],
-            blanks=boxes[hidden].long() if self.blanks_pixels else None,
+            masked_pixel_boxes=boxes[hidden].long() if self.masks_pixels else None,
         )
 
     def _draw_caption(self, index: int, rng: random.Random) -> int:
@@ -159,11 +165,11 @@ class PictureDataset(PretrainDataset):
         hidden, labelled = mask_regions(count, rng)
         return torch.tensor(hidden, dtype=torch.bool), torch.tensor(labelled, dtype=torch.bool)
 
-    def _picture(self, record: Captioned, found: Regions, flipped: bool) -> Picture:
+    def _picture(self, record: Captioned, found: Regions, flipped: bool) -> PreparedImage:
         """Reads the picture, or places it by the size that its regions refer to."""
         if not self.reads_pixels and found.size is None:
             raise DataError(f"{record.regions}: has no image_w and image_h")
-        picture = read_picture(
+        picture = read_image(
             self._store,
             record.image,
             self._scales,
@@ -178,12 +184,14 @@ class PictureDataset(PretrainDataset):
             )
         return picture
 
-    def _with_whole(self, found: Regions, picture: Picture, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _with_whole(
+        self, found: Regions, picture: PreparedImage, hidden: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """Returns boxes (n, 4) in original pixels, the whole image first, and their features (n, F) if any."""
         mean = found._replace(image_feature=None)
-        boxes, features = with_whole_image(mean, picture, add=self._data.ADD_IMAGE_AS_A_BOX)
+        boxes, features = prepend_image_box(mean, picture, add=self._data.ADD_IMAGE_AS_A_BOX)
         if features is not None and len(features) > len(hidden) and self._network.WITH_MVRC_LOSS:
-            features[0] = without_hidden(features[0], features[1:], hidden)
+            features[0] = subtract_masked_regions(features[0], features[1:], hidden)
         return boxes, features
 
     def _labels(self, found: Regions, chosen: Tensor) -> Tensor:
@@ -225,7 +233,7 @@ class CaptionDataset(PictureDataset):
             record = self.captioned(0)
             self._region_files.check(record.regions, classes=True)
             if self.reads_pixels:
-                self._store.check(place_of(record.image))
+                self._store.check(parent_location(record.image))
             self[ItemKey(0, 0)]  # what is wrong with every record shows now, not in the first validation
 
     def __len__(self) -> int:

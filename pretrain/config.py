@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Tag, model_validator
 from typing_extensions import Self
 
-from common.config import DeadKeys, ExperimentConfig, Rule
-from common.config_sections import (
+from common.config.fields import Allowed, LossLoggers, MustBeFalse, Natural, Positive, holds
+from common.config.schema import DeadKeys, ExperimentConfig, Rule
+from common.config.sections import (
     VCR_KEYS,
     AnswerVocabularyKeys,
     DatasetConfig,
@@ -17,7 +18,6 @@ from common.config_sections import (
     TrainConfig,
     VLBertConfig,
 )
-from common.config_types import Allowed, LossLoggers, MustBeFalse, Natural, Positive, holds
 
 SINGLE = "ResNetVLBERTForPretraining"
 MULTITASK = "ResNetVLBERTForPretrainingMultitask"

@@ -7,9 +7,9 @@ import random
 import torch
 
 from common.batch import TextSequence
-from common.config_types import Split
-from common.data.index import TextLines
-from common.data.tokenization import Tokenizer
+from common.config.fields import Split
+from common.data.storage.line_index import TextLines
+from common.data.tokenizer import Tokenizer
 from common.errors import ConfigError, DataError
 from pretrain.config import PretrainConfig, PretrainDatasetConfig
 from pretrain.dataset import PretrainDataset, PretrainSample, int64
@@ -64,18 +64,18 @@ class CorpusDataset(PretrainDataset):
             index=index,
             record_id=self.record_id(index),
             image=None,
-            canvas=(0, 0),
+            padded_size=(0, 0),
             im_info=torch.zeros(4),
             boxes=torch.zeros(0, 4),
             texts=(TextSequence.plain(text.ids),),
             box_features=None if self.reads_pixels else torch.zeros(0, FEATURE_DIM),
             relationship=int64([]),
-            word_places=int64(text.places),
+            masked_token_index=int64(text.places),
             word_labels=int64(text.labels),
-            region_places=int64([]),
+            masked_region_index=int64([]),
             region_labels=torch.zeros(0, self.num_classes),
             hidden=torch.zeros(0, dtype=torch.bool),
-            blanks=int64([]).view(0, 4) if self.blanks_pixels else None,
+            masked_pixel_boxes=int64([]).view(0, 4) if self.masks_pixels else None,
         )
 
     def _words(self, start: int) -> list[str]:

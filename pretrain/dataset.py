@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from common.batch import Batch, Ragged, Sample, counted, index_into, ragged
-from common.config_types import Split
+from common.config.fields import Split
 from common.data.dataset import VisualLinguisticDataset
 from common.data.masking import MaskedText, mask_words, replacement_words
-from common.data.tokenization import Tokenizer
+from common.data.tokenizer import Tokenizer
 from common.errors import ConfigError
 from pretrain.config import PretrainConfig, PretrainDatasetConfig
 
@@ -24,23 +24,23 @@ class PretrainSample(Sample):
 
     Attributes:
         relationship: (1,) int64, 1 where the caption is the picture's own, else 0; (0,) of a text alone.
-        word_places: (m,) int64, tokens of the text that are to be restored.
+        masked_token_index: (m,) int64, tokens of the text that are to be restored.
         word_labels: (m,) int64, their true ids.
-        region_places: (r,) int64, boxes that are to be classified.
+        masked_region_index: (r,) int64, boxes that are to be classified.
         region_labels: (r, C) float32, their class scores.
         hidden: (n,) bool, boxes that the model must not see.
-        blanks: (p, 4) int64 x1, y1, x2, y2, the first and last pixels of areas of the picture that are to be zero
+        masked_pixel_boxes: (p, 4) int64 x1, y1, x2, y2, the first and last pixels of areas of the image to set to zero
             after normalisation: those of all hidden regions, even of such as were left out. None unless
             `NETWORK.MASK_RAW_PIXELS` is on and pictures are read.
     """
 
     relationship: Tensor
-    word_places: Tensor
+    masked_token_index: Tensor
     word_labels: Tensor
-    region_places: Tensor
+    masked_region_index: Tensor
     region_labels: Tensor
     hidden: Tensor
-    blanks: Tensor | None = None
+    masked_pixel_boxes: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,21 +49,21 @@ class PretrainBatch(Batch):
 
     Attributes:
         relationship: (P,) int64, see `PretrainSample`.
-        word_places: masked tokens among all T tokens, by sample.
+        masked_token_index: masked tokens among all T tokens, by sample.
         word_labels: (M,) int64, their true ids.
-        region_places: masked regions among all K boxes, by sample.
+        masked_region_index: masked regions among all K boxes, by sample.
         region_labels: (R, C) float32, their class scores.
         hidden: (K,) bool.
-        blanks: (N, 4) int64 by sample, or None.
+        masked_pixel_boxes: (N, 4) int64 by sample, or None.
     """
 
     relationship: Tensor = ragged()
-    word_places: Ragged = index_into("text")
+    masked_token_index: Ragged = index_into("text")
     word_labels: Tensor = ragged()
-    region_places: Ragged = index_into("boxes")
+    masked_region_index: Ragged = index_into("boxes")
     region_labels: Tensor = ragged()
     hidden: Tensor = ragged()
-    blanks: Ragged | None = counted()
+    masked_pixel_boxes: Ragged | None = counted()
 
 
 class PretrainDataset(VisualLinguisticDataset[PretrainSample]):
@@ -106,7 +106,7 @@ class PretrainDataset(VisualLinguisticDataset[PretrainSample]):
         return not self._network.IMAGE_FEAT_PRECOMPUTED
 
     @property
-    def blanks_pixels(self) -> bool:
+    def masks_pixels(self) -> bool:
         """Whether hidden regions lose their pixels."""
         return self.reads_pixels and self._network.MASK_RAW_PIXELS
 

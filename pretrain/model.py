@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from common.batch import Batch
-from common.modeling.bert import Kernel
-from common.modeling.fast_rcnn import FastRCNN, RegionFeatures
-from common.modeling.visual_linguistic_bert import (
+from common.models.bert import Kernel
+from common.models.fast_rcnn import FastRCNN, RegionFeatures
+from common.models.visual_linguistic_bert import (
     Encoded,
     VisualLinguisticBert,
     VisualLinguisticBertForPretraining,
 )
-from common.modeling.visual_linguistic_model import VisualLinguisticModel
+from common.models.visual_linguistic_model import VisualLinguisticModel
 from pretrain.config import MULTITASK, PretrainConfig
 from pretrain.dataset import PretrainBatch
 
@@ -94,7 +94,7 @@ class MaskedVLBERT(VisualLinguisticModel):
             batch,
             masked=batch.hidden,
             mask_embedding=None if table is None else table.weight[0],
-            blanks=batch.blanks,
+            masked_pixel_boxes=batch.masked_pixel_boxes,
         )
         return features
 
@@ -142,8 +142,8 @@ class ResNetVLBERTForPretraining(MaskedVLBERT):
         """Restores what is labelled; `dense` scores every token and every box instead."""
         encoded = self.encode(batch, self.region_features(batch), kernel=kernel)
         bert = self.vlbert
-        words = encoded.text(None if dense else batch.word_places.values)
-        regions = encoded.regions(None if dense else batch.region_places.values)
+        words = encoded.text(None if dense else batch.masked_token_index.values)
+        regions = encoded.regions(None if dense else batch.masked_region_index.values)
         return PretrainOutputs(
             relationship_logits=None
             if bert.relationsip_head is None

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from common.batch import Sample
-from common.engine.build import AnyTask
-from common.engine.predictor import Query, Scene, TrainedModel
+from common.inference.predictor import TrainedModel
+from common.inference.queries import ImageWithRegions, Query
+from common.training.task import AnyTask
 from pretrain.task import PretrainTask
 
 
@@ -21,7 +22,7 @@ class PretrainedModel(TrainedModel[Query]):
 
     task_class: ClassVar[type[AnyTask]] = PretrainTask
 
-    def sample(self, index: int, scene: Scene, query: Query) -> Sample:
+    def sample(self, index: int, image_regions: ImageWithRegions, query: Query) -> Sample:
         """See `TrainedModel`; as in pre-training, the whole image is the mean of its regions."""
-        mean = scene.regions._replace(image_feature=None)
-        return super().sample(index, scene._replace(regions=mean), query)
+        mean = image_regions.regions._replace(image_feature=None)
+        return super().sample(index, image_regions._replace(regions=mean), query)

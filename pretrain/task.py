@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.batch import Lengths
-from common.config import ExperimentConfig
-from common.config_types import Split
+from common.config.fields import Split
+from common.config.schema import ExperimentConfig
 from common.data.dataset import VisualLinguisticDataset
-from common.engine.metrics import Ratio, accuracy, mvrc_accuracy
-from common.engine.task import Task
 from common.errors import ConfigError
-from common.modeling.losses import EPSILON, is_distribution, mean_or_zero, sample_mean, soft_cross_entropy
+from common.models.losses import EPSILON, is_distribution, mean_or_zero, sample_mean, soft_cross_entropy
+from common.training.metrics import Ratio, accuracy, mvrc_accuracy
+from common.training.task import Task
 from pretrain.captions import CaptionDataset, CocoCaptionDataset
 from pretrain.config import ATTENTION, PretrainConfig
 from pretrain.corpus import CorpusDataset
@@ -100,14 +100,16 @@ class PretrainTask(Task[PretrainConfig, PretrainBatch, PretrainOutputs]):
             logits, labels = outputs.region_logits, batch.region_labels
             if self.config.NETWORK.MVRC_LOSS_NORM_IN_BATCH_FIRST:
                 loss = soft_cross_entropy(logits, labels, reduction="none")
-                losses["mvrc_loss"] = sample_mean(loss, is_distribution(labels), batch.region_places.lengths)
+                losses["mvrc_loss"] = sample_mean(
+                    loss, is_distribution(labels), batch.masked_region_index.lengths
+                )
             else:
                 losses["mvrc_loss"] = soft_cross_entropy(logits, labels)
         return losses
 
     def _words(self, outputs: PretrainOutputs, batch: PretrainBatch) -> Iterator[LabelledWords]:
         """The words that count in each of the losses of the masked-word head."""
-        logits, labels, lengths = outputs.word_logits, batch.word_labels, batch.word_places.lengths
+        logits, labels, lengths = outputs.word_logits, batch.word_labels, batch.masked_token_index.lengths
         if logits is None:
             return
         if not self.config.multitask:
@@ -124,18 +126,18 @@ class PretrainTask(Task[PretrainConfig, PretrainBatch, PretrainOutputs]):
     def label_counts(self, batch: PretrainBatch) -> dict[str, Tensor | int]:
         """The captions, the words and regions to restore, or the samples that have such."""
         network, pictures = self.config.NETWORK, batch.num_pictures
-        sizes, first = batch.word_places.lengths.sizes, network.MLM_LOSS_NORM_IN_BATCH_FIRST
+        sizes, first = batch.masked_token_index.lengths.sizes, network.MLM_LOSS_NORM_IN_BATCH_FIRST
         words = [min(size, 1) if first else size for size in sizes]
         regions = is_distribution(batch.region_labels).long()
         if network.MVRC_LOSS_NORM_IN_BATCH_FIRST:
-            sample = batch.region_places.lengths.rows()
+            sample = batch.masked_region_index.lengths.rows()
             regions = (regions.new_zeros(batch.num_samples).index_add(0, sample, regions) > 0).long()
         counts: dict[str, Tensor | int] = {"relationship_loss": pictures, "mvrc_loss": regions.sum()}
         counts |= {"mlm_loss_wvc": sum(words[:pictures]), "mlm_loss_aux": sum(words[pictures:])}
         return counts | {"mlm_loss": sum(words)}
 
     @property
-    def count_offsets(self) -> Mapping[str, float]:
+    def label_count_eps(self) -> Mapping[str, float]:
         """What a mean over samples adds to their number."""
         network = self.config.NETWORK
         words, regions = network.MLM_LOSS_NORM_IN_BATCH_FIRST, network.MVRC_LOSS_NORM_IN_BATCH_FIRST

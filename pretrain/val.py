@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from common.engine import distributed
-from common.engine.build import build_split, load_model
-from common.engine.evaluator import evaluate
-from common.engine.main import checkpoint_parser, load_evaluation, run
-from common.engine.results import prepare_device, write_json
+from common.cli.evaluate import checkpoint_parser, load_evaluation, setup_eval
+from common.cli.run import run
+from common.distributed import process_group as distributed
+from common.evaluation.checkpoints import load_model
+from common.evaluation.evaluator import evaluate
+from common.evaluation.outputs import write_json
+from common.training.loaders import build_dataloader
 from pretrain.task import PretrainTask
 
 
@@ -20,8 +22,8 @@ def main() -> None:
     args = flags.parse_args()
     task, checkpoint, folder = load_evaluation(args, PretrainTask, "val")
     task.require_heads()
-    device, precision = prepare_device(args, task.config.GPUS)
-    loader = build_split(task, "val")
+    device, precision = setup_eval(args, task.config.GPUS)
+    loader = build_dataloader(task, "val")
     found = evaluate(task, load_model(task, checkpoint, device), loader, device, "val", precision)
     name = f"{args.result_name or task.config.MODEL_PREFIX}_{task.config.datasets[0].VAL_IMAGE_SET}.json"
     write_json(folder / name, [found])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from common.engine.attention_run import attention_main, attention_parser
-from common.engine.main import run
+from common.cli.attention import attention_main, attention_parser
+from common.cli.run import run
 from pretrain.config import ATTENTION
 from pretrain.task import PretrainTask
 

@@ -14,17 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.batch import Batch, Sample, TextSequence, ragged, stacked
-from common.config_types import Split
+from common.config.fields import Split
 from common.data.coco import BoxTable, CocoIndex
 from common.data.dataset import VisualLinguisticDataset
-from common.data.picture import Picture, read_picture
-from common.data.regions import RegionStore
-from common.data.sampling import aspect_groups
-from common.data.store import Store
-from common.data.tokenization import Tokenizer
-from common.data.transforms import place_boxes
+from common.data.images import PreparedImage, read_image, resize_boxes
+from common.data.regions.reader import RegionStore
+from common.data.samplers import aspect_groups
+from common.data.storage.store import Store
+from common.data.tokenizer import Tokenizer
 from common.errors import DataError
-from common.modeling.geometry import pairwise_iou
+from common.models.geometry import pairwise_iou
 from refcoco.config import RefCOCOConfig
 from refcoco.refer import Expression, read_expressions
 
@@ -147,7 +146,7 @@ class RefCOCODataset(VisualLinguisticDataset[RefCOCOSample]):
         """Reads one sentence; draws `random()` for a flip."""
         expression = self.expressions[index]
         flipped = rng.random() < self._flip_prob
-        picture = read_picture(
+        picture = read_image(
             self._store,
             f"{self._images}/COCO_{IMAGES}_{expression.image_id:012d}.jpg",
             self._scales,
@@ -156,13 +155,13 @@ class RefCOCODataset(VisualLinguisticDataset[RefCOCOSample]):
         )
         candidates, target_region = self._candidates(expression, picture)
         target = self._targets[index]
-        placed = place_boxes(torch.cat([target[None], candidates]), picture.im_info, flipped=flipped)
+        placed = resize_boxes(torch.cat([target[None], candidates]), picture.im_info, flipped=flipped)
         overlap = pairwise_iou(placed[1:], placed[:1])[:, 0]
         return RefCOCOSample(
             index=index,
             record_id=expression.name,
             image=picture.pixels,
-            canvas=picture.size[::-1],
+            padded_size=picture.size[::-1],
             im_info=picture.im_info,
             boxes=placed[1:],
             texts=(self._text(index, flipped),),
@@ -180,7 +179,7 @@ class RefCOCODataset(VisualLinguisticDataset[RefCOCOSample]):
         pieces = tokenizer.mirrored(ids) if flipped else ids
         return TextSequence.plain([tokenizer.cls_id, *pieces, tokenizer.sep_id])
 
-    def _candidates(self, expression: Expression, picture: Picture) -> tuple[Tensor, int]:
+    def _candidates(self, expression: Expression, picture: PreparedImage) -> tuple[Tensor, int]:
         """Returns the (n, 4) float32 boxes in original pixels, and which of them is the target's annotation.
 
         A training picture without any detected region keeps the annotated ones: else nothing would be right.
@@ -200,7 +199,7 @@ class RefCOCODataset(VisualLinguisticDataset[RefCOCOSample]):
             raise DataError("the image has no candidate region, and DATASET.ADD_IMAGE_AS_A_BOX is off")
         return boxes, region
 
-    def _detected(self, image_id: int, picture: Picture) -> Tensor:
+    def _detected(self, image_id: int, picture: PreparedImage) -> Tensor:
         if self._detections is not None:
             return _corners(self._detections.boxes(image_id))
         if self._regions is None:

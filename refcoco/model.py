@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from common.batch import Batch
-from common.modeling.bert import Kernel
-from common.modeling.fast_rcnn import FastRCNN
-from common.modeling.heads import init_xavier, region_classifier
-from common.modeling.visual_linguistic_bert import VisualLinguisticBert
-from common.modeling.visual_linguistic_model import VisualLinguisticModel
+from common.models.bert import Kernel
+from common.models.fast_rcnn import FastRCNN
+from common.models.heads import init_xavier, region_classifier
+from common.models.visual_linguistic_bert import VisualLinguisticBert
+from common.models.visual_linguistic_model import VisualLinguisticModel
 from refcoco.config import RefCOCOConfig
 
 

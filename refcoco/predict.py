@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from common.batch import Batch
-from common.data.image_file import ImageSource
-from common.engine.boxes import BoxSource
-from common.engine.build import AnyTask
-from common.engine.main import run
-from common.engine.predict_main import Shown, predict_main, predict_parser, read_arguments
-from common.engine.predictor import Predictor, Query, Scene
-from common.modeling.packing import argmax_per_row
+from common.cli.predict import PredictionView, predict_main, predict_parser, read_arguments
+from common.cli.run import run
+from common.data.images import ImageSource
+from common.inference.grid import BoxSource
+from common.inference.predictor import Predictor
+from common.inference.queries import ImageWithRegions, Query
+from common.models.packing import argmax_per_row
+from common.training.task import AnyTask
 from refcoco.model import RefCOCOOutputs
 from refcoco.task import RefCOCOTask
 
@@ -48,14 +49,22 @@ class RefCOCOPredictor(Predictor[Query, Found]):
         """Returns the best region; see `Query`."""
         return self.predict_batch([Query(image, expression, boxes)])[0]
 
-    def predictions(self, outputs: RefCOCOOutputs, batch: Batch, scenes: Sequence[Scene]) -> list[Found]:
+    def predictions(
+        self, outputs: RefCOCOOutputs, batch: Batch, images_with_regions: Sequence[ImageWithRegions]
+    ) -> list[Found]:
         """The best box of every sentence; of equal ones the first."""
         lengths = batch.num_boxes
         best = (argmax_per_row(outputs.logits, lengths) - lengths.starts).tolist()
         found = []
-        for scene, place, scores in zip(scenes, best, lengths.split(outputs.logits.sigmoid()), strict=True):
-            region = place + 1 - (len(scores) - len(scene.classes))
-            box = scene.regions.boxes[region - 1].tolist() if region else map(float, scene.picture.whole)
+        for image_regions, place, scores in zip(
+            images_with_regions, best, lengths.split(outputs.logits.sigmoid()), strict=True
+        ):
+            region = place + 1 - (len(scores) - len(image_regions.classes))
+            box = (
+                image_regions.regions.boxes[region - 1].tolist()
+                if region
+                else map(float, image_regions.picture.whole)
+            )
             found.append(Found(tuple(box), float(scores[place]), region, tuple(scores.tolist())))
         return found
 
@@ -66,13 +75,13 @@ def main() -> None:
     flags.add_argument("--expression", required=True, help="what to look for")
     args = read_arguments(flags)
 
-    def describe(scene: Scene, found: Found) -> Shown:
+    def describe(image_regions: ImageWithRegions, found: Found) -> PredictionView:
         corners = ", ".join(f"{side:.1f}" for side in found.box)
         name = f"region {found.region}" if found.region else "the whole image"
-        return Shown(
+        return PredictionView(
             lines=[f"{found.score:7.1%}  {name}: {corners} (x1, y1, x2, y2)"],
             record={"expression": args.expression, **asdict(found)},
-            boxes=scene.drawn({found.region}),
+            boxes=image_regions.drawn({found.region}),
             title=f"{args.expression} ({found.score:.0%})",
         )
 

@@ -9,8 +9,8 @@ from typing import Annotated, NamedTuple
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from common.data.pickles import read_pickle
-from common.data.store import Store
+from common.data.storage.safe_pickle import read_pickle
+from common.data.storage.store import Store
 from common.errors import ConfigError, DataError
 
 TEST_SPLITS: Mapping[tuple[str, str], tuple[str, ...]] = {

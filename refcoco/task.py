@@ -10,19 +10,13 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.config import ExperimentConfig
-from common.config_types import Split
-from common.engine.metrics import (
-    Ratio,
-    cls_accuracy,
-    cls_pos_accuracy,
-    cls_pos_fraction,
-    region_accuracy,
-)
-from common.engine.results import write_json
-from common.engine.task import PredictingTask
-from common.modeling.geometry import pairwise_iou
-from common.modeling.packing import argmax_per_row
+from common.config.fields import Split
+from common.config.schema import ExperimentConfig
+from common.evaluation.outputs import write_json
+from common.models.geometry import pairwise_iou
+from common.models.packing import argmax_per_row
+from common.training.metrics import Ratio, cls_accuracy, cls_pos_accuracy, cls_pos_fraction, region_accuracy
+from common.training.task import PredictingTask
 from refcoco.config import RefCOCOConfig
 from refcoco.dataset import RIGHT_IOU, UNKNOWN_REGION, RefCOCOBatch, RefCOCODataset
 from refcoco.model import RefCOCOOutputs, ResNetVLBERT

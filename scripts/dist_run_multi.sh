@@ -13,5 +13,5 @@ use_python requirements.txt
 # Machines cannot ask each other for a free port, but two runs differ in what they run.
 port=${MASTER_PORT:-$((20000 + $(printf '%s\n' "$1" "$3" "${@:5}" | cksum | cut -d ' ' -f 1) % 10000))}
 echo "${0##*/}: machine $2 of $1 meets the others at $3:$port" >&2
-exec python -m common.engine.launch --nnodes "$1" --node_rank "$2" --master_addr "$3" --master_port "$port" \
+exec python -m common.distributed.launcher --nnodes "$1" --node_rank "$2" --master_addr "$3" --master_port "$port" \
   --nproc_per_node "$4" "$5" --cfg "$6" --model-dir "$7" --dist "${@:8}"

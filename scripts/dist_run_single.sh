@@ -10,4 +10,4 @@ check_number MASTER_PORT "${MASTER_PORT:-1}" 1 65535
 use_python requirements.txt
 meet=(--standalone --local_addr 127.0.0.1)
 [[ -z ${MASTER_PORT:-} ]] || meet=(--master_addr 127.0.0.1 --master_port "$MASTER_PORT")
-exec python -m common.engine.launch "${meet[@]}" --nproc_per_node "$1" "$2" --cfg "$3" --model-dir "$4" --dist "${@:5}"
+exec python -m common.distributed.launcher "${meet[@]}" --nproc_per_node "$1" "$2" --cfg "$3" --model-dir "$4" --dist "${@:5}"

@@ -17,7 +17,7 @@ read -ra more <<<"${PY_ARGS:-}"
 # shellcheck disable=SC2016
 node='first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 left=$(($1 - $2 * SLURM_NODEID))
-exec python -m common.engine.launch --nnodes "$SLURM_NNODES" --node_rank "$SLURM_NODEID" \
+exec python -m common.distributed.launcher --nnodes "$SLURM_NNODES" --node_rank "$SLURM_NODEID" \
   --master_addr "${MASTER_ADDR:-$first}" --master_port "${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}" \
   --nproc_per_node "$((left < $2 ? left : $2))" "${@:3}"'
 submit "$1" "$2" "$5/slurm" --nodes="$(((gpus + per_node - 1) / per_node))" --cpus-per-task="$((cpus * per_node))" \

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from common.config import ExperimentConfig, leaves
-from common.config_sections import Section
-from common.config_types import allowed_text
+from common.config.fields import allowed_text
+from common.config.schema import ExperimentConfig, leaves
+from common.config.sections import Section
 from pretrain.config import PretrainConfig
 from refcoco.config import RefCOCOConfig
 from vcr.config import VCRConfig

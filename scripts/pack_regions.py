@@ -16,12 +16,11 @@ from pathlib import Path, PurePosixPath
 if __package__ in (None, ""):  # run as a file: the folder above holds the packages
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.data.packed_regions import PackedHeader
-from common.data.packed_writer import PackedWriter, packed_file
-from common.data.region_json import json_regions
-from common.data.regions import place_name
-from common.data.store import Store, files_in
-from common.engine.main import run
+from common.cli.run import run
+from common.data.regions.json_format import json_regions
+from common.data.regions.packed_format import PackedHeader, PackedWriter, packed_file
+from common.data.regions.reader import source_name
+from common.data.storage.store import Store, files_in
 from common.errors import DataError, UsageError
 from common.progress import shown
 
@@ -67,7 +66,7 @@ def pack(sources: Sequence[str], out: Path, header: PackedHeader, *, skip_bad: b
         DataError: a source or a region file cannot be used, or `out` cannot be written.
     """
     files = region_files(sources)
-    header = header.model_copy(update={"sources": tuple(sorted({place_name(source) for source in sources}))})
+    header = header.model_copy(update={"sources": tuple(sorted({source_name(source) for source in sources}))})
     with packed_file(out, header) as writer:
         left_out = _add_all(writer, files, header, skip_bad=skip_bad)
         if not writer.offsets:

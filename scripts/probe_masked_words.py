@@ -22,14 +22,16 @@ from typing import Any, cast
 
 import torch
 
-from common.config_types import Split
+from common.cli.evaluate import checkpoint_parser, load_evaluation, setup_eval
+from common.cli.run import run
+from common.config.fields import Split
 from common.data.masking import MaskedText
-from common.data.tokenization import Tokenizer
-from common.engine import distributed
-from common.engine.build import AnyPredictingTask, predict_split
-from common.engine.main import checkpoint_parser, load_evaluation, run
-from common.engine.results import prepare_device, write_json
+from common.data.tokenizer import Tokenizer
+from common.distributed import process_group as distributed
 from common.errors import ConfigError, DataError, UsageError
+from common.evaluation.checkpoints import predict_split
+from common.evaluation.outputs import write_json
+from common.training.task import AnyPredictingTask
 from pretrain.captions import CaptionDataset, CocoCaptionDataset, PictureDataset
 from pretrain.config import PretrainConfig
 from pretrain.dataset import PretrainBatch, PretrainSample
@@ -67,11 +69,13 @@ class Probed(PictureDataset):
         sample = super().load(index, rng)
         if not self.blank:
             return sample
-        blanks = sample.blanks
-        if blanks is not None:
+        masked_pixel_boxes = sample.masked_pixel_boxes
+        if masked_pixel_boxes is not None:
             width, height = sample.im_info[:2].long().tolist()
-            blanks = torch.tensor([[0, 0, width - 1, height - 1]])
-        return dataclasses.replace(sample, hidden=torch.ones_like(sample.hidden), blanks=blanks)
+            masked_pixel_boxes = torch.tensor([[0, 0, width - 1, height - 1]])
+        return dataclasses.replace(
+            sample, hidden=torch.ones_like(sample.hidden), masked_pixel_boxes=masked_pixel_boxes
+        )
 
 
 class ProbedCaptions(Probed, CaptionDataset):
@@ -109,7 +113,7 @@ class ProbeTask(PretrainTask):
         labels = batch.word_labels.tolist()
         hits = (outputs.word_logits.argmax(1) == batch.word_labels).tolist()
         records, start = [], 0
-        for size in batch.word_places.lengths.sizes:
+        for size in batch.masked_token_index.lengths.sizes:
             end = start + size
             word = self._words_of.get(tuple(labels[start:end]), "")
             records.append({"word": word, "right": all(hits[start:end])})
@@ -153,7 +157,7 @@ def main() -> None:
     if not config.NETWORK.WITH_MLM_LOSS:
         raise ConfigError("NETWORK.WITH_MLM_LOSS: false: this model does not restore words")
     task = ProbeTask(config, read_words(args.words, base.tokenizer), args.blank_regions)
-    device, precision = prepare_device(args, config.GPUS)
+    device, precision = setup_eval(args, config.GPUS)
     found: dict[str, list[bool]] = defaultdict(list)
     for record in predict_split(cast(AnyPredictingTask, task), checkpoint, "val", device, precision):
         if record["word"]:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 if __package__ in (None, ""):  # run as a file: the folder above holds the packages
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.engine.main import run
+from common.cli.run import run
 from common.errors import UsageError
 from common.files import replace_file
 

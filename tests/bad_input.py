@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.modeling.pretrained import read_weights
+from common.models.pretrained import read_weights
 from tests.world import CommandWorld
 
 OK, FAILED, USAGE = 0, 1, 2

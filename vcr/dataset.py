@@ -15,14 +15,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
 from torch import Tensor
 
 from common.batch import Batch, Sample, stacked
-from common.config_types import Split
+from common.config.fields import Split
 from common.data.coco import CLASS_INDEX
 from common.data.dataset import VisualLinguisticDataset
+from common.data.images import PreparedImage, read_image, resize_boxes, vcr_padded_size
 from common.data.instance_masks import instance_mask
-from common.data.picture import Picture, read_picture
-from common.data.store import JsonLines, Store, parse_model
-from common.data.tokenization import Tokenizer
-from common.data.transforms import fixed_canvas, place_boxes
+from common.data.storage.jsonl import JsonLines
+from common.data.storage.store import Store, parse_model
+from common.data.tokenizer import Tokenizer
 from common.errors import DataError
 from vcr.config import VCRConfig
 from vcr.text import (
@@ -125,7 +125,7 @@ class VCRReader:
         self,
         index: int,
         record: VCRRecord,
-        picture: Picture,
+        picture: PreparedImage,
         regions: tuple[Tensor, Tensor, Tensor],
         *,
         name_offset: int,
@@ -139,9 +139,9 @@ class VCRReader:
             index=index,
             record_id=record.annot_id,
             image=picture.pixels,
-            canvas=fixed_canvas(*picture.size, self._scales),
+            padded_size=vcr_padded_size(*picture.size, self._scales),
             im_info=picture.im_info,
-            boxes=place_boxes(boxes, picture.im_info, flipped=flipped),
+            boxes=resize_boxes(boxes, picture.im_info, flipped=flipped),
             texts=tuple(
                 assemble_text(
                     condition,
@@ -272,7 +272,7 @@ class VCRDataset(VisualLinguisticDataset[VCRSample]):
         flipped = rng.random() < self._flip_prob
         train = self._split == "train"
         name_offset = rng.randrange(len(PERSON_NAMES)) if train else int(self.name_offsets[index])
-        picture = read_picture(
+        picture = read_image(
             self._store,
             f"{self._images}/{record.img_fn}",
             self._scales,

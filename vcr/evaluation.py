@@ -15,13 +15,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import load_config
-from common.config_types import Split
-from common.engine import distributed
-from common.engine.build import predict_split
-from common.engine.main import evaluation_parser
-from common.engine.results import prepare_device, result_folder, write_result, write_test_result
+from common.cli.evaluate import evaluation_parser, setup_eval
+from common.config.fields import Split
+from common.config.schema import load_config
+from common.distributed import process_group as distributed
 from common.errors import DataError, UsageError
+from common.evaluation.checkpoints import predict_split, run_test
+from common.evaluation.outputs import ensure_writable_dir, write_result
 from common.files import save_array
 from vcr.config import VCRConfig
 from vcr.dataset import NUM_CHOICES
@@ -103,8 +103,8 @@ def runs(args: argparse.Namespace, split: Split, annotations: str | None) -> lis
 def validate(args: argparse.Namespace) -> dict[str, float]:
     """Runs `vcr/val.py`: saves the logits of every model and returns the accuracies in percent."""
     evaluated = runs(args, "val", args.annot)
-    folder = result_folder(args.result_path)
-    device, precision = prepare_device(args)
+    folder = ensure_writable_dir(args.result_path)
+    device, precision = setup_eval(args)
     right: dict[Part, NDArray[np.bool_]] = {}
     for run in evaluated:
         path = folder / f"{args.result_name}_{'a' if run.part == 'Q2A' else 'r'}_pred.npy"
@@ -140,8 +140,8 @@ def accuracies(right: Mapping[Part, NDArray[np.bool_]]) -> dict[str, float]:
 def write_test_files(args: argparse.Namespace) -> list[Path]:
     """Runs `vcr/test.py`: writes probabilities of every model, and the leaderboard file with both."""
     evaluated = runs(args, "test", args.test_file)
-    folder = result_folder(args.result_path)
-    device, precision = prepare_device(args)
+    folder = ensure_writable_dir(args.result_path)
+    device, precision = setup_eval(args)
     written = []
     for run in evaluated:
         path = run.task.result_file(folder, args.result_name or run.task.config.MODEL_PREFIX)
@@ -149,7 +149,7 @@ def write_test_files(args: argparse.Namespace) -> list[Path]:
         if _use_cache(args, path):
             logger.info("Cache found in %s, skip test!", path)
             continue
-        write_test_result(run.task, run.checkpoint, folder, device, precision, args.result_name or "")
+        run_test(run.task, run.checkpoint, folder, device, precision, args.result_name or "")
     if len(written) == 2:
         name = args.result_name or common_name([run.task.config.MODEL_PREFIX for run in evaluated])
         merged = folder / f"{name}_test_result_Q2AR.csv"

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.engine.results import write_result
 from common.errors import DataError
+from common.evaluation.outputs import write_result
 from common.files import save_array
 from vcr.dataset import NUM_CHOICES
 

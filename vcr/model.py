@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from common.batch import Batch, Lengths
-from common.modeling.bert import Kernel, init_bert_weights
-from common.modeling.fast_rcnn import NUM_CLASSES, FastRCNN, RegionFeatures
-from common.modeling.heads import classifier, region_classifier
-from common.modeling.visual_linguistic_bert import VisualLinguisticBert
-from common.modeling.visual_linguistic_model import VisualLinguisticModel
+from common.models.bert import Kernel, init_bert_weights
+from common.models.fast_rcnn import NUM_CLASSES, FastRCNN, RegionFeatures
+from common.models.heads import classifier, region_classifier
+from common.models.visual_linguistic_bert import VisualLinguisticBert
+from common.models.visual_linguistic_model import VisualLinguisticModel
 from vcr.config import VCRConfig
 
 OBJECT_WORDS = {1: NUM_CLASSES, 2: 1, 3: 0}

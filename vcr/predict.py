@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import ClassVar, TypeAlias
 
 from common.batch import Batch, Sample
-from common.data.box_file import GivenBoxes, boxes_of
-from common.data.image_file import ImageSource
+from common.cli.predict import PredictionView, predict_main, predict_parser, read_arguments
+from common.cli.run import run
+from common.data.images import ImageSource
 from common.data.instance_masks import check_polygons
-from common.data.store import Store, parse_model
-from common.engine.boxes import BoxSource
-from common.engine.build import AnyTask
-from common.engine.main import run
-from common.engine.predict_main import Shown, predict_main, predict_parser, read_arguments
-from common.engine.predictor import Encoding, Predictor, Query, Scene
+from common.data.regions.sources import GivenBoxes, boxes_of
+from common.data.storage.store import Store, parse_model
 from common.errors import DataError, UsageError
+from common.inference.grid import BoxSource
+from common.inference.predictor import Predictor
+from common.inference.queries import Encoding, ImageWithRegions, Query
+from common.training.task import AnyTask
 from vcr.dataset import VCRMetadata, VCRReader, VCRRecord
 from vcr.model import VCROutputs
 from vcr.task import VCRTask
@@ -57,7 +58,7 @@ class VCRQuery(Query):
 
 
 def words_of(text: str) -> list[str | list[int]]:
-    """Splits at blanks; `[0]` and `[0,2]` become lists of object numbers."""
+    """Splits at masked_pixel_boxes; `[0]` and `[0,2]` become lists of object numbers."""
     parts = re.split(r"(\[\s*\d+(?:\s*,\s*\d+)*\s*\])", text)
     return [
         word
@@ -139,27 +140,27 @@ class VCRPredictor(Predictor[VCRQuery, tuple[float, ...], tuple[Encoding, ...]])
         """See `TrainedModel`; a reference counts as a word."""
         return super().word_ids(" ".join("x" if isinstance(word, list) else word for word in words_of(text)))
 
-    def kept(self, scene: Scene, query: VCRQuery) -> Sequence[int]:
+    def kept(self, image_regions: ImageWithRegions, query: VCRQuery) -> Sequence[int]:
         """See `TrainedModel`; some models see only the objects that texts speak of."""
-        return self._reader().kept(self._record(scene, query))
+        return self._reader().kept(self._record(image_regions, query))
 
-    def sample(self, index: int, scene: Scene, query: VCRQuery) -> Sample:
+    def sample(self, index: int, image_regions: ImageWithRegions, query: VCRQuery) -> Sample:
         """Puts question and choices together as the dataset does."""
-        record, reader = self._record(scene, query), self._reader()
-        corners = scene.regions.boxes.tolist()
+        record, reader = self._record(image_regions, query), self._reader()
+        corners = image_regions.regions.boxes.tolist()
         if query.polygons is not None:
             check_polygons(query.polygons, len(corners))
         outlines = query.polygons or [
             [[(x1, y1), (x2, y1), (x2, y2), (x1, y2)]] for x1, y1, x2, y2 in corners
         ]
         found = VCRMetadata.model_construct(boxes=corners, segms=outlines)
-        regions = reader.regions(record, found, scene.picture.whole)
-        return reader.sample(index, record, scene.picture, regions, name_offset=query.first_name)
+        regions = reader.regions(record, found, image_regions.picture.whole)
+        return reader.sample(index, record, image_regions.picture, regions, name_offset=query.first_name)
 
     def _reader(self) -> VCRReader:
         return VCRReader(self.task.config, self.task.tokenizer, cut=True)
 
-    def _record(self, scene: Scene, query: VCRQuery) -> VCRRecord:
+    def _record(self, image_regions: ImageWithRegions, query: VCRQuery) -> VCRRecord:
         """Writes a query as an annotation.
 
         Raises:
@@ -176,15 +177,15 @@ class VCRPredictor(Predictor[VCRQuery, tuple[float, ...], tuple[Encoding, ...]])
         answer = words_of(query.answer or "")
         question = words_of(query.text)
         largest = max(referenced_objects([question, answer, *choices]), default=-1)
-        if largest >= len(scene.classes):
+        if largest >= len(image_regions.classes):
             raise DataError(
-                f"a text refers to object {largest}, but there are {len(scene.classes)}, counted from 0"
+                f"a text refers to object {largest}, but there are {len(image_regions.classes)}, counted from 0"
             )
         return VCRRecord.model_construct(
-            annot_id=scene.name,
-            img_fn=scene.name,
+            annot_id=image_regions.name,
+            img_fn=image_regions.name,
             metadata_fn="",
-            objects=[kind or UNKNOWN_OBJECT for kind in scene.kinds()],
+            objects=[kind or UNKNOWN_OBJECT for kind in image_regions.kinds()],
             question=question,
             answer_choices=[answer] if rationales else choices,
             rationale_choices=choices if rationales else None,
@@ -192,7 +193,7 @@ class VCRPredictor(Predictor[VCRQuery, tuple[float, ...], tuple[Encoding, ...]])
         )
 
     def predictions(
-        self, outputs: VCROutputs, batch: Batch, scenes: Sequence[Scene]
+        self, outputs: VCROutputs, batch: Batch, images_with_regions: Sequence[ImageWithRegions]
     ) -> list[tuple[float, ...]]:
         """The probability of every choice."""
         return [tuple(row) for row in outputs.logits.softmax(dim=1).tolist()]
@@ -217,16 +218,16 @@ def main() -> None:
         args.image, args.question, boxes, choices=args.choice, answer=args.answer, polygons=polygons
     )
 
-    def describe(scene: Scene, shares: tuple[float, ...]) -> Shown:
+    def describe(image_regions: ImageWithRegions, shares: tuple[float, ...]) -> PredictionView:
         best = max(range(len(shares)), key=shares.__getitem__)
         texts = [args.question, args.answer or "", *args.choice]
-        return Shown(
+        return PredictionView(
             lines=[
                 f"{share:7.1%}  {choice}{'  <-' if number == best else ''}"
                 for number, (choice, share) in enumerate(zip(args.choice, shares, strict=True))
             ],
             record={"question": args.question, "choice": best, "probabilities": shares},
-            boxes=scene.drawn(referenced_objects(map(words_of, texts)), first=0),
+            boxes=image_regions.drawn(referenced_objects(map(words_of, texts)), first=0),
             title=f"{args.question} {args.choice[best]}",
         )
 

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.config import ExperimentConfig
-from common.config_types import Split
-from common.engine.metrics import Ratio, accuracy
-from common.engine.task import PredictingTask
-from common.modeling.losses import choice_bce, mean_or_zero
-from common.modeling.official_names import OfficialNames, strip_wrapper
-from common.modeling.pretrained import Weights
+from common.config.fields import Split
+from common.config.schema import ExperimentConfig
+from common.models.losses import choice_bce, mean_or_zero
+from common.models.official_names import OfficialNames, strip_wrapper
+from common.models.pretrained import Weights
+from common.training.metrics import Ratio, accuracy
+from common.training.task import PredictingTask
 from vcr.config import VCRConfig
 from vcr.dataset import VCRBatch, VCRDataset
 from vcr.leaderboard import COLUMNS, write_probabilities
@@ -33,7 +33,7 @@ class VCRTask(PredictingTask[VCRConfig, VCRBatch, VCROutputs]):
     config_class: ClassVar[type[ExperimentConfig]] = VCRConfig
     best_metric = "Acc"
     names = OfficialNames((("vlbert.", "vlbert._module."),))
-    telling_keys = ("TASK",)
+    checkpoint_identity_keys = ("TASK",)
 
     def build_dataset(self, split: Split) -> VCRDataset:
         """Opens and checks the data of one split."""

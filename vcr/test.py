@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from common.engine.main import run
+from common.cli.run import run
 from vcr.evaluation import parser, write_test_files
 
 

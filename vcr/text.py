@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.batch import TextSequence
-from common.data.tokenization import Tokenizer
+from common.data.tokenizer import Tokenizer
 
 PERSON_NAMES = (
     *("Casey", "Riley", "Jessie", "Jackie", "Avery", "Jaime", "Peyton"),

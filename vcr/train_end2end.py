@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.engine.main import train_main
+from common.cli.train import train_main
 from vcr.task import VCRTask
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from common.engine import distributed
-from common.engine.main import run
+from common.cli.run import run
+from common.distributed import process_group as distributed
 from vcr.evaluation import parser, validate
 
 

@@ -19,20 +19,21 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import vl_bert
-from common.arguments import content_of
-from common.data.box_file import BoxFile
-from common.data.image_file import open_image
-from common.data.store import Store
-from common.engine import checkpoint
-from common.engine.box_flags import box_arguments, boxes_from_flags, check_box_flags
-from common.engine.extraction import leave_out, list_pictures
-from common.engine.main import parser, run, run_folder
-from common.engine.predict_main import add_model_flags, load_from_flags
-from common.engine.predictor import TrainedModel
-from common.engine.results import result_folder
+from common.cli.box_flags import box_arguments, boxes_from_flags, check_box_flags
+from common.cli.predict import add_model_flags, load_from_flags
+from common.cli.run import parser, run
+from common.data.images import open_image
+from common.data.regions.sources import BoxFile
+from common.data.storage.store import Store
 from common.errors import DataError, UsageError
+from common.evaluation.outputs import ensure_writable_dir
+from common.extraction.job import leave_out, list_images
 from common.files import writing
+from common.inference.predictor import TrainedModel
 from common.progress import shown
+from common.provenance import fingerprint
+from common.training import checkpoint
+from common.training.run_folder import run_folder
 from viz.explorer import write_page
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def asked_of(args: argparse.Namespace) -> dict[str, Asked]:
     if (args.text is None) == (args.texts is None):
         raise UsageError("--text and --texts: give one of them")
     alone = Path(args.images)
-    pictures = {alone.stem: args.images} if _is_picture(alone) else list_pictures(args.images)
+    pictures = {alone.stem: args.images} if _is_picture(alone) else list_images(args.images)
     if args.texts is None:
         return {name: Asked(path, args.text) for name, path in pictures.items()}
     texts = _own_texts(args.texts)
@@ -83,7 +84,7 @@ class Made:
     Args:
         folder: of the files.
         ending: of the one that is written last.
-        arguments: what all of them depend on, see `common.arguments`.
+        arguments: what all of them depend on, see `common.provenance`.
     """
 
     def __init__(self, folder: Path, ending: str, arguments: Mapping[str, str]) -> None:
@@ -102,7 +103,7 @@ class Made:
             file.write(f"{name} {self._of(asked)}\n")
 
     def _of(self, asked: Asked) -> str:
-        return content_of(
+        return fingerprint(
             json.dumps([dict(self._arguments), os.path.abspath(asked.path), asked.text]).encode()
         )
 
@@ -134,13 +135,13 @@ def write_all(
 
 
 def _arguments(args: argparse.Namespace) -> dict[str, str]:
-    """Returns what all maps depend on, see `common.arguments`."""
+    """Returns what all maps depend on, see `common.provenance`."""
     config = vl_bert.read_config(args.cfg, args.set)
     best = checkpoint.best_file(run_folder(config, args.cfg, "train"), config.MODEL_PREFIX)
-    result = {"--ckpt": content_of(args.ckpt or best), "--fp16": str(args.fp16)}
-    result["--cfg"] = content_of(config.model_dump_json(include={"NETWORK", "SCALES", "DATASET"}).encode())
+    result = {"--ckpt": fingerprint(args.ckpt or best), "--fp16": str(args.fp16)}
+    result["--cfg"] = fingerprint(config.model_dump_json(include={"NETWORK", "SCALES", "DATASET"}).encode())
     if args.features:
-        result["--features"] = content_of(args.features)
+        result["--features"] = fingerprint(args.features)
     return result | box_arguments(args)
 
 
@@ -163,7 +164,7 @@ def main() -> None:
     check_box_flags(args)
     asked = dict(list(asked_of(args).items())[: args.limit])
     boxes = boxes_from_flags(args, len(asked))
-    folder = result_folder(args.out, "--out")
+    folder = ensure_writable_dir(args.out, "--out")
     pages = not args.no_pages
     made = Made(folder, ".html" if pages else ".npy", _arguments(args))
     missing = {name: one for name, one in asked.items() if (name, one) not in made}

@@ -24,13 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.data.image_file import open_image
-from common.data.store import Store
-from common.engine.attention import AttentionMaps, AttentionPlaces
-from common.engine.main import run
-from common.engine.results import check_result_file
+from common.cli.run import run
+from common.data.images import open_image
+from common.data.storage.store import Store
 from common.errors import DataError
+from common.evaluation.outputs import check_result_file
 from common.files import replace_file, writing
+from common.inference.attention import AttentionMaps, SequenceTokens
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +64,12 @@ def write_page(record: AttentionMaps, image: Image.Image | None, out: Path) -> N
         replace_file(out, lambda file: file.write_text(page, encoding="utf-8"))
 
 
-def word_places(places: AttentionPlaces) -> list[int]:
+def masked_token_index(places: SequenceTokens) -> list[int]:
     """The places of text tokens that are part of the text: not [CLS] or [SEP]."""
     return [i for i, token in enumerate(places.tokens) if token not in SPECIAL_TOKENS]
 
 
-def region_places(places: AttentionPlaces) -> list[int]:
+def masked_region_index(places: SequenceTokens) -> list[int]:
     """The places of regions that are part of the picture: not the whole."""
     return [i for i, label in enumerate(places.labels, len(places.tokens)) if label != WHOLE_PICTURE]
 
@@ -83,8 +83,8 @@ def _page(record: AttentionMaps, image: Image.Image | None) -> str:
         "tokens": places.tokens,
         "labels": places.labels,
         "boxes": places.boxes,
-        "words": word_places(places),
-        "regions": region_places(places),
+        "words": masked_token_index(places),
+        "regions": masked_region_index(places),
         "layers": record.maps.shape[0],
         "heads": record.maps.shape[1],
         "image": None if image is None else _embed(image, places),
@@ -126,7 +126,7 @@ def _packed(content: bytes) -> bytes:
     return min(zlib.compress(content, 9), plain.compress(content) + plain.flush(), key=len)
 
 
-def _embed(image: Image.Image, places: AttentionPlaces) -> str:
+def _embed(image: Image.Image, places: SequenceTokens) -> str:
     """Returns the picture as the address of a JPEG, scaled to fit `MAX_PICTURE`."""
     small = _as_mapped(image, places)
     small.thumbnail(MAX_PICTURE)
@@ -135,7 +135,7 @@ def _embed(image: Image.Image, places: AttentionPlaces) -> str:
     return f"data:image/jpeg;base64,{_base64(file.getvalue())}"
 
 
-def _as_mapped(image: Image.Image, places: AttentionPlaces) -> Image.Image:
+def _as_mapped(image: Image.Image, places: SequenceTokens) -> Image.Image:
     """A picture turned as its EXIF data say or, as models read those of data sets, as it is stored."""
     shown = open_image(image) if places.upright else image.convert("RGB")
     width, height = shown.size
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logger.info("%s: %.1f MB", given.out, given.out.stat().st_size / 1e6)
 
 
-def find_picture(given: str | None, places: AttentionPlaces) -> Image.Image | None:
+def find_picture(given: str | None, places: SequenceTokens) -> Image.Image | None:
     """Returns the picture that was given, else the recorded one where it still is.
 
     Raises:

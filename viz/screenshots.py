@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from common.engine.attention import AttentionMaps
-from common.engine.main import run
+from common.cli.run import run
 from common.errors import DataError, UsageError
 from common.files import replace_file
-from viz.explorer import find_picture, region_places, word_places, write_page
+from common.inference.attention import AttentionMaps
+from viz.explorer import find_picture, masked_region_index, masked_token_index, write_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -79,7 +79,7 @@ def open_chromium() -> Iterator[Browser]:
 
 def strongest_link(record: AttentionMaps) -> tuple[int, int, int]:
     """Layer, head and word of the largest weight of a word on a region."""
-    words, regions = word_places(record.places), region_places(record.places)
+    words, regions = masked_token_index(record.places), masked_region_index(record.places)
     if not words or not regions:
         raise DataError(
             f"{record.places.image_id}: has {len(words)} words and {len(regions)} regions; needs both"

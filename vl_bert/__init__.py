@@ -20,12 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.config import ExperimentConfig, load_config
-from common.config_files import read_tree
-from common.engine.detector import TorchvisionDetector
-from common.engine.predictor import Query, TrainedModel
-from common.engine.region_extractor import RegionExtractor
+from common.config.schema import ExperimentConfig, load_config
+from common.config.yaml_tree import load_yaml
 from common.errors import ConfigError
+from common.extraction.detector import TorchvisionDetector
+from common.extraction.features import RegionExtractor
+from common.inference.predictor import TrainedModel
+from common.inference.queries import Query
 from pretrain.predict import PretrainedModel
 from refcoco.predict import RefCOCOPredictor
 from vcr.predict import VCRPredictor, VCRQuery
@@ -61,7 +62,7 @@ def model_class(cfg: str | Path, overrides: Sequence[str] = ()) -> type[AnyModel
     Raises:
         ConfigError: the file cannot be read, or does not name a data set.
     """
-    tree = read_tree(Path(cfg))
+    tree = load_yaml(Path(cfg))
     for text in overrides:
         tree.override(text)
     data = tree.values.get("DATASET")

@@ -30,7 +30,7 @@ _SIDES = {"left": "right", "right": "left"}
 
 
 def replace_punctuation(text: str) -> str:
-    """Deletes or blanks punctuation: the rule for vocabularies, and a step of the official spelling.
+    """Deletes or masked_pixel_boxes punctuation: the rule for vocabularies, and a step of the official spelling.
 
     A mark vanishes where it stands beside a blank anywhere in the text, or where the text has a number with a
     comma inside; else it becomes a blank. Full stops vanish except before a digit.

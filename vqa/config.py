@@ -6,8 +6,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
-from common.config import DeadKeys, ExperimentConfig, Rule
-from common.config_sections import (
+from common.config.fields import LossLoggers, MustBeFalse
+from common.config.schema import DeadKeys, ExperimentConfig, Rule
+from common.config.sections import (
     VCR_KEYS,
     AnswerNetworkKeys,
     AnswerVocabularyKeys,
@@ -16,7 +17,6 @@ from common.config_sections import (
     NetworkConfig,
     RegionFileKeys,
 )
-from common.config_types import LossLoggers, MustBeFalse
 
 
 class VQADatasetConfig(AnswerVocabularyKeys, RegionFileKeys, DatasetConfig):

@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 
 from common.batch import Batch, Sample, TextSequence, stacked
-from common.config_types import Split
+from common.config.fields import Split
 from common.data.coco import CocoIndex
 from common.data.dataset import VisualLinguisticDataset
-from common.data.picture import Picture, read_picture
-from common.data.region_json import Regions
-from common.data.regions import RegionStore, with_whole_image
-from common.data.sampling import aspect_groups
-from common.data.store import Store
-from common.data.tokenization import Tokenizer
-from common.data.transforms import place_boxes
+from common.data.images import PreparedImage, read_image, resize_boxes
+from common.data.regions.reader import RegionStore, prepend_image_box
+from common.data.regions.types import Regions
+from common.data.samplers import aspect_groups
+from common.data.storage.store import Store
+from common.data.tokenizer import Tokenizer
 from common.errors import DataError
 from vqa.answers import AnswerVocabulary, mirrored, soft_target
 from vqa.config import VQAConfig
@@ -161,7 +160,7 @@ class VQADataset(VisualLinguisticDataset[VQASample]):
         flipped = rng.random() < self._flip_prob
         part, image_id = self.questions.parts[index], int(self.questions.images[index])
         found = self._regions[part].read(image_id, features=self._precomputed)
-        picture = read_picture(
+        picture = read_image(
             self._store,
             f"{self._images[part]}/COCO_{self._sources[part].images}_{image_id:012d}.jpg",
             self._scales,
@@ -174,22 +173,22 @@ class VQADataset(VisualLinguisticDataset[VQASample]):
             index=index,
             record_id=self.record_id(index),
             image=picture.pixels,
-            canvas=picture.size[::-1],
+            padded_size=picture.size[::-1],
             im_info=picture.im_info,
-            boxes=place_boxes(boxes, picture.im_info, flipped=flipped),
+            boxes=resize_boxes(boxes, picture.im_info, flipped=flipped),
             texts=(assemble_question(self._pieces(self.questions.texts[index], flipped), self._tokenizer),),
             box_features=features,
             label=self._label(index, flipped) if self._labelled else None,
         )
 
-    def _boxes(self, found: Regions, picture: Picture) -> tuple[Tensor, Tensor | None]:
+    def _boxes(self, found: Regions, picture: PreparedImage) -> tuple[Tensor, Tensor | None]:
         """Returns boxes (n, 4) in original pixels, the whole image first, and their features (n, F) if any."""
         if found.size not in (None, picture.original):
             raise DataError(
                 f"its region file is for a picture of {found.size} pixels (width, height), but the picture "
                 f"has {picture.original}"
             )
-        return with_whole_image(found, picture, add=self._data.ADD_IMAGE_AS_A_BOX)
+        return prepend_image_box(found, picture, add=self._data.ADD_IMAGE_AS_A_BOX)
 
     def _pieces(self, text: str, flipped: bool) -> list[int]:
         """Word pieces of a question; left and right change places in mirrored pictures."""

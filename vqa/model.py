@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.batch import Batch
-from common.modeling.bert import Kernel
-from common.modeling.fast_rcnn import FastRCNN, RegionFeatures
-from common.modeling.heads import classifier
-from common.modeling.visual_linguistic_bert import VisualLinguisticBert
-from common.modeling.visual_linguistic_model import VisualLinguisticModel
+from common.models.bert import Kernel
+from common.models.fast_rcnn import FastRCNN, RegionFeatures
+from common.models.heads import classifier
+from common.models.visual_linguistic_bert import VisualLinguisticBert
+from common.models.visual_linguistic_model import VisualLinguisticModel
 from vqa.config import VQAConfig
 
 MASK_FROM_END = 2

@@ -16,13 +16,14 @@ from typing import ClassVar
 import torch
 
 from common.batch import Batch, TextSequence
-from common.data.image_file import ImageSource
-from common.engine.boxes import BoxSource
-from common.engine.build import AnyTask
-from common.engine.main import run
-from common.engine.predict_main import Shown, predict_main, predict_parser, read_arguments
-from common.engine.predictor import Predictor, Query, Scene
+from common.cli.predict import PredictionView, predict_main, predict_parser, read_arguments
+from common.cli.run import run
+from common.data.images import ImageSource
 from common.errors import UsageError
+from common.inference.grid import BoxSource
+from common.inference.predictor import Predictor
+from common.inference.queries import ImageWithRegions, Query
+from common.training.task import AnyTask
 from vqa.dataset import assemble_question
 from vqa.model import VQAOutputs
 from vqa.task import VQATask
@@ -60,7 +61,7 @@ class VQAPredictor(Predictor[Query, tuple[Answer, ...]]):
         return assemble_question(self.word_ids(query.text), self.task.tokenizer)
 
     def predictions(
-        self, outputs: VQAOutputs, batch: Batch, scenes: Sequence[Scene]
+        self, outputs: VQAOutputs, batch: Batch, images_with_regions: Sequence[ImageWithRegions]
     ) -> list[tuple[Answer, ...]]:
         """All answers to every question but `<unk>`, the best first; of equal ones the first of the vocabulary."""
         vocabulary = self.task.vocabulary
@@ -83,12 +84,12 @@ def main() -> None:
     if args.top < 1:
         raise UsageError(f"--top: {args.top}: must be at least 1")
 
-    def describe(scene: Scene, answers: tuple[Answer, ...]) -> Shown:
+    def describe(image_regions: ImageWithRegions, answers: tuple[Answer, ...]) -> PredictionView:
         best = answers[: args.top]
-        return Shown(
+        return PredictionView(
             lines=[f"{answer.probability:7.1%}  {answer.text}" for answer in best],
             record={"question": args.question, "answers": [asdict(answer) for answer in best]},
-            boxes=scene.drawn(),
+            boxes=image_regions.drawn(),
             title=f"{args.question} {best[0].text}",
         )
 

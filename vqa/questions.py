@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
-from common.config_types import Split
-from common.data.pickles import read_pickle
-from common.data.store import Store, parse_model
+from common.config.fields import Split
+from common.data.storage.safe_pickle import read_pickle
+from common.data.storage.store import Store, parse_model
 from common.errors import ConfigError, DataError, did_you_mean
 from vqa.config import VQADatasetConfig
 

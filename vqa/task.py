@@ -12,13 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.config import ExperimentConfig
-from common.config_types import Split
-from common.engine.metrics import Ratio, soft_accuracy
-from common.engine.results import write_json
-from common.engine.task import PredictingTask
-from common.modeling.official_names import OfficialNames
-from common.modeling.pretrained import (
+from common.config.fields import Split
+from common.config.schema import ExperimentConfig
+from common.evaluation.outputs import write_json
+from common.models.official_names import OfficialNames
+from common.models.pretrained import (
     LoadReport,
     language_file,
     language_name,
@@ -26,6 +24,8 @@ from common.modeling.pretrained import (
     read_weights,
     weights_of,
 )
+from common.training.metrics import Ratio, soft_accuracy
+from common.training.task import PredictingTask
 from vqa.answers import AnswerVocabulary
 from vqa.config import VQAConfig
 from vqa.dataset import VQABatch, VQADataset

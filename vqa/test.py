@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from common.engine.main import checkpoint_parser, load_evaluation, run
-from common.engine.results import prepare_device, write_test_result
+from common.cli.evaluate import checkpoint_parser, load_evaluation, setup_eval
+from common.cli.run import run
+from common.evaluation.checkpoints import run_test
 from vqa.task import VQATask
 
 
@@ -15,8 +16,8 @@ def main() -> None:
     flags.set_defaults(split="test2015")
     args = flags.parse_args()
     task, checkpoint, folder = load_evaluation(args, VQATask, "test")
-    device, precision = prepare_device(args, task.config.GPUS)
-    write_test_result(task, checkpoint, folder, device, precision, args.result_name or "")
+    device, precision = setup_eval(args, task.config.GPUS)
+    run_test(task, checkpoint, folder, device, precision, args.result_name or "")
 
 
 if __name__ == "__main__":

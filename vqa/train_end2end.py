@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.engine.main import train_main
+from common.cli.train import train_main
 from vqa.task import VQATask
 
 if __name__ == "__main__":

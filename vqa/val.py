@@ -7,10 +7,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.engine import distributed
-from common.engine.build import predict_split
-from common.engine.main import checkpoint_parser, load_evaluation, run
-from common.engine.results import prepare_device, write_json
+from common.cli.evaluate import checkpoint_parser, load_evaluation, setup_eval
+from common.cli.run import run
+from common.distributed import process_group as distributed
+from common.evaluation.checkpoints import predict_split
+from common.evaluation.outputs import write_json
 from vqa.answers import official_accuracy
 from vqa.questions import Questions
 from vqa.task import VQATask
@@ -40,7 +41,7 @@ def main() -> None:
     )
     args = flags.parse_args()
     task, checkpoint, folder = load_evaluation(args, VQATask, "val")
-    device, precision = prepare_device(args, task.config.GPUS)
+    device, precision = setup_eval(args, task.config.GPUS)
     records = predict_split(task, checkpoint, "val", device, precision)
     data = task.config.DATASET
     write_json(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, RootModel
 from typing_extensions import NotRequired, TypedDict
 
-from common.data.store import Store, parse_model
+from common.data.storage.store import Store, parse_model
 from common.errors import DataError
 
 CLASS_NAMES = tuple(

@@ -11,7 +11,7 @@ from typing import ClassVar, Generic, Literal, TypeVar
 from torch.utils.data import Dataset
 
 from common.batch import Batch, Sample
-from common.data.sampling import ItemKey, item_rng
+from common.data.samplers import ItemKey, item_rng
 from common.errors import DataError, UserError
 
 logger = logging.getLogger(__name__)
@@ -20,9 +20,9 @@ SampleT = TypeVar("SampleT", bound=Sample)
 
 OnBadData = Literal["raise", "skip"]
 
-MAX_BAD_SHARE = 0.01
+MAX_BAD_FRACTION = 0.01
 # The share of bad records is first judged after this many reads (or a whole pass over a smaller dataset).
-JUDGED_AFTER = 1000
+MIN_READS = 1000
 
 
 class VisualLinguisticDataset(Dataset[SampleT], ABC, Generic[SampleT]):
@@ -93,11 +93,11 @@ class VisualLinguisticDataset(Dataset[SampleT], ABC, Generic[SampleT]):
 
     def _count_failure(self, index: int, message: str) -> None:
         self._failures += 1
-        judged = max(self._reads, min(len(self), JUDGED_AFTER))
-        if self._failures > MAX_BAD_SHARE * judged:
+        judged = max(self._reads, min(len(self), MIN_READS))
+        if self._failures > MAX_BAD_FRACTION * judged:
             raise DataError(
                 f"{message}; {self._failures} of {self._reads} records were bad, more than the "
-                f"{MAX_BAD_SHARE:.0%} that DATASET.ON_BAD_DATA: skip allows: repair the data"
+                f"{MAX_BAD_FRACTION:.0%} that DATASET.ON_BAD_DATA: skip allows: repair the data"
             )
         if index not in self._reported:
             self._reported.add(index)

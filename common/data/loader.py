@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from common.batch import Batch, Sample
+from common.data.collate import NO_LIMITS, Limits, MicrobatchCollator
 from common.data.dataset import VisualLinguisticDataset
-from common.data.parts import NO_LIMITS, Limits, PartsCollator
-from common.data.sampling import EpochBatches, ItemKey, JointBatches
+from common.data.samplers import EpochBatches, ItemKey, JointBatches
 from common.errors import DataError, UserError
 
 BatchT = TypeVar("BatchT", bound=Batch)
 
 
-class _Guarded(Dataset[Any]):
+class _ErrorReturningDataset(Dataset[Any]):
     """Returns a user's error instead of raising it: torch would bury it in a traceback string."""
 
     def __init__(self, datasets: Sequence[VisualLinguisticDataset[Any]]) -> None:
@@ -44,7 +45,7 @@ class BatchLoader(DataLoader[BatchT]):
     @property
     def datasets(self) -> Sequence[VisualLinguisticDataset[Any]]:
         """What it reads from."""
-        assert isinstance(self.dataset, _Guarded)
+        assert isinstance(self.dataset, _ErrorReturningDataset)
         return self.dataset.datasets
 
     def dead_workers(self, seconds: float) -> list[BaseProcess]:
@@ -62,7 +63,7 @@ class BatchLoader(DataLoader[BatchT]):
 
 
 @contextmanager
-def explained_workers(**loaders: object) -> Iterator[None]:
+def worker_crash_context(**loaders: object) -> Iterator[None]:
     """Says which loader has lost a worker: that may show anywhere, as a torn connection or as torch's own error.
 
     Args:
@@ -108,13 +109,34 @@ def build_loader(
         limits: of the parts that each batch then comes in, as a tuple.
     """
     return BatchLoader(
-        _Guarded(datasets),
+        _ErrorReturningDataset(datasets),
         batch_sampler=batches,
         num_workers=num_workers,
-        collate_fn=PartsCollator(batch_type, limits),
+        collate_fn=MicrobatchCollator(batch_type, limits),
         pin_memory=pin_memory and torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
         # Python 3.14 would start them from a server that a signal to the process group ends, and copy the data sets.
         multiprocessing_context="fork" if num_workers > 0 and sys.platform == "linux" else None,
         generator=torch.Generator(),
     )
+
+
+class Loader(Protocol):
+    """The batches of an epoch, or the parts of each: a data loader, or simply a list."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+def batches_of(loader: Loader, epoch: int, start: int = 0) -> Iterable[Any]:
+    """Returns the batches of an epoch from number `start` on.
+
+    A loader whose `batch_sampler` has `set_epoch` skips without reading; other loaders repeat the same epoch.
+    """
+    set_epoch: Callable[[int, int], None] | None = getattr(
+        getattr(loader, "batch_sampler", None), "set_epoch", None
+    )
+    if set_epoch is None:
+        return itertools.islice(loader, start, None)
+    set_epoch(epoch, start)
+    return loader

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from common.data.tokenization import Tokenizer
+from common.data.tokenizer import Tokenizer
 
 CHOSEN = 0.15
 """Share of words and of regions that are to be restored."""
@@ -117,7 +117,7 @@ def truncated_lengths(text: int, boxes: int, limit: int) -> tuple[int, int]:
     return max(text, LEAST_TEXT), boxes
 
 
-def without_hidden(whole: Tensor, features: Tensor, hidden: Tensor) -> Tensor:
+def subtract_masked_regions(whole: Tensor, features: Tensor, hidden: Tensor) -> Tensor:
     """Takes what must not be seen out of the feature of the whole image (data spec 4.4 step 7).
 
     Args:

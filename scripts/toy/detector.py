@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.batch import Batch, Sample, TextSequence, ragged
-from common.config import load_config
+from common.cli.run import run
+from common.config.schema import load_config
 from common.data.collate import collate
-from common.data.transforms import image_tensor, place_boxes, size_info, target_size
-from common.engine.main import run
+from common.data.images import image_to_tensor, resize_boxes, size_info, target_size
 from common.errors import ConfigError, UsageError
 from common.files import replace_file
-from common.modeling.fast_rcnn import FastRCNN
+from common.models.fast_rcnn import FastRCNN
 from common.progress import shown
 from pretrain.config import PretrainConfig
 from scripts.toy.captions import COUNTS
@@ -116,10 +116,10 @@ def draw(count: int, config: PretrainConfig, purpose: str) -> list[Boxed]:
             Boxed(
                 index=index,
                 record_id=f"{purpose} {index}",
-                image=image_tensor(paint(scene, rng), size),
-                canvas=size[::-1],
+                image=image_to_tensor(paint(scene, rng), size),
+                padded_size=size[::-1],
                 im_info=im_info,
-                boxes=place_boxes(boxes, im_info, flipped=False),
+                boxes=resize_boxes(boxes, im_info, flipped=False),
                 texts=(_NO_TEXT,),
                 kinds=torch.tensor([KINDS.index(thing.kind) for thing in scene.things]),
                 colours=torch.tensor([list(COLOURS).index(thing.colour) for thing in scene.things]),

@@ -48,16 +48,16 @@ def test_pre_training_batches_have_the_lengths_and_labels_of_the_workload(cfg, m
     monkeypatch.setattr(cases.ResNetVLBERTForPretraining, "from_config", lambda config: None)
     batch = cases.pretrain_case(workload).batch
     assert (batch.num_boxes.sizes, batch.text.lengths.sizes) == ((21, 54, 0), (12, 10, 64))
-    assert batch.word_places.lengths.sizes == (2, 2, 10)
-    assert batch.region_places.lengths.sizes == (3, 8, 0)
+    assert batch.masked_token_index.lengths.sizes == (2, 2, 10)
+    assert batch.masked_region_index.lengths.sizes == (3, 8, 0)
     assert batch.region_labels.shape == (11, 1601)
-    assert torch.equal(batch.hidden.nonzero()[:, 0], batch.region_places.values)
-    assert torch.equal(batch.word_labels, batch.text.ids[batch.word_places.values])
+    assert torch.equal(batch.hidden.nonzero()[:, 0], batch.masked_region_index.values)
+    assert torch.equal(batch.word_labels, batch.text.ids[batch.masked_token_index.values])
     if "images" in workload:
         assert (batch.images.shape, batch.box_features) == ((2, 3, 40, 40), None)
-        assert batch.blanks.lengths.sizes == (3, 8, 0)
+        assert batch.masked_pixel_boxes.lengths.sizes == (3, 8, 0)
     else:
-        assert (batch.images, batch.blanks, batch.box_features.shape) == (None, None, (75, 2048))
+        assert (batch.images, batch.masked_pixel_boxes, batch.box_features.shape) == (None, None, (75, 2048))
 
 
 def test_measures_a_step(monkeypatch):

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from common.data.regions import RegionStore
-from common.engine.main import run
-from common.modeling.fast_rcnn import FastRCNN
+from common.cli.run import run
+from common.data.regions.reader import RegionStore
+from common.models.fast_rcnn import FastRCNN
 from data import extract_regions
 from scripts.make_toy_data import ToyWorld
 from tests.pretrain.world import World as PretrainWorld

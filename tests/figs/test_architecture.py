@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from common.engine.main import run
+from common.cli.run import run
 from figs import architecture
 from figs.architecture import HIDDEN, PLACES, REGIONS, SCENE, SENTENCE, TASK_HEADS, WHOLE
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import vl_bert
-from common.engine.attention import AttentionMaps, AttentionPlaces
-from common.engine.main import run
+from common.cli.run import run
 from common.errors import DataError, UsageError
+from common.inference.attention import AttentionMaps, SequenceTokens
 from figs import attention
 from figs.attention import Look, choose_head, flow, lit, looks_of, telling_head, words_of
 
@@ -22,7 +22,7 @@ TOKENS = ("[CLS]", "um", "##brella", "left", "[SEP]")
 def record(tokens: tuple[str, ...] = TOKENS, boxes: int = 2) -> AttentionMaps:
     """One layer, two heads; place i gives place j (i + 1) * (j + 1) + 100 * head thousandths, for easy sums."""
     labels = ("image", *(str(number + 1) for number in range(boxes)))
-    places = AttentionPlaces(
+    places = SequenceTokens(
         image_id="a",
         image="a.jpg",
         size=(40, 20),

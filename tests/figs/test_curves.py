@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from common.engine.main import run
+from common.cli.run import run
 from common.errors import DataError, UsageError
 from figs import curves
 from figs.curves import best_epoch, draw_curves, read_curve, read_panels

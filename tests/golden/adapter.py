@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.batch import Batch, Lengths, Sample, Text, TextSequence
-from common.config import ExperimentConfig
-from common.config_types import Split
+from common.config.fields import Split
+from common.config.schema import ExperimentConfig
 from common.data.dataset import VisualLinguisticDataset
 from common.data.loader import BatchLoader
-from common.engine.build import build_split
-from common.engine.task import Task
-from common.modeling.packing import Padding
+from common.models.packing import Padding
+from common.training.loaders import build_dataloader
+from common.training.task import Task
 from tests.golden.harness import Report
 
 AnyTask = Task[Any, Any, Any]
@@ -163,7 +163,7 @@ class Adapter(ABC):
     def loader(self, task: AnyTask, split: Split, datasets: Datasets) -> BatchLoader[Any]:
         """The batches of the last of these datasets."""
         task.build_datasets = lambda split: datasets
-        return build_split(task, split)
+        return build_dataloader(task, split)
 
     def amended(self, task: AnyTask, report: Report, what: str, actual: Arrays, expected: Arrays) -> Arrays:
         """What the reference's arrays of a sample or batch are under our decisions; empty: nothing to compare."""

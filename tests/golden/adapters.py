@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.batch import Sample, TextSequence
-from common.config import parse_config
+from common.config.schema import parse_config
 from refcoco.dataset import UNKNOWN_REGION, RefCOCOBatch
 from refcoco.model import RefCOCOOutputs
 from refcoco.task import RefCOCOTask

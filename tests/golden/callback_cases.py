@@ -16,18 +16,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from common.config import ExperimentConfig, parse_config
-from common.engine.callbacks import (
-    Callback,
-    Checkpointing,
-    ValidationMonitor,
-)
-from common.engine.metrics import Ratio
-from common.engine.optim import Schedule
-from common.engine.task import Task
-from common.engine.tensorboard import TensorBoard
-from common.engine.trainer import Trainer
-from tests.common.engine.toy import toy_batch
+from common.config.schema import ExperimentConfig, parse_config
+from common.training.callbacks import Callback, Checkpointing, ValidationMonitor
+from common.training.metrics import Ratio
+from common.training.optim import Schedule
+from common.training.task import Task
+from common.training.tensorboard import TensorBoard
+from common.training.trainer import Trainer
+from tests.common.training.toy import toy_batch
 from tests.golden.harness import Case, LogLines, Report, unwrapped
 from tests.golden.train_cases import RULE_GROUPS, RULE_UNDIVIDED
 
@@ -194,7 +190,7 @@ def compare_checkpoints(case: Case, report: Report, what: str, run: Mapping[str,
         lambda update: factors.get(update - 1, 1.0),
         [monitor, Checkpointing(folder, config, monitor, {}), listing],
     )
-    with LogLines("common.engine") as log:
+    with LogLines("common.training") as log:
         trainer.fit([one_batch()])
     best = f"{prefix}-best.model"
     for entry, found in zip(run["files_after_epoch"], listing.files, strict=True):
@@ -321,7 +317,7 @@ def tagged_run(case: Case, setting: str, tags: Mapping[str, Any], size: int, wri
         CLIP_GRAD_NORM=float(clip[1]) if clip else -1,
         GRAD_ACCUMULATE_STEPS=size,
     )
-    with patch("common.engine.tensorboard.ScalarFile", lambda *_, **__: writer):
+    with patch("common.training.tensorboard.ScalarFile", lambda *_, **__: writer):
         trainer.fit([one_batch()] * (len(steps) // epochs))
 
 

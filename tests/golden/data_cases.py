@@ -13,9 +13,9 @@ from PIL import Image
 
 from common.batch import Batch, Sample, TextSequence
 from common.data.collate import collate
-from common.data.sampling import EpochBatches, aspect_groups
+from common.data.samplers import EpochBatches, aspect_groups
 from common.errors import DataError, UserError
-from common.modeling.fast_rcnn import ImageNormalizer
+from common.models.fast_rcnn import ImageNormalizer
 from tests.golden import data_unit_cases
 from tests.golden.adapter import Adapter, AnyTask, Arrays, joined
 from tests.golden.adapters import ADAPTERS
@@ -58,8 +58,8 @@ def pictures(task: AnyTask, batch: Batch) -> dict[str, np.ndarray]:
     if batch.images is None:
         return {"image_none": np.array(True)}
     network = task.config.NETWORK
-    sizes, blanks = batch.im_info[:, :2], getattr(batch, "blanks", None)
-    normal = ImageNormalizer(network.PIXEL_MEANS, network.PIXEL_STDS)(batch.images, sizes, blanks)
+    sizes, masked_pixel_boxes = batch.im_info[:, :2], getattr(batch, "masked_pixel_boxes", None)
+    normal = ImageNormalizer(network.PIXEL_MEANS, network.PIXEL_STDS)(batch.images, sizes, masked_pixel_boxes)
     height, width = normal.shape[2:]
     places = [(int(height * y), int(width * x)) for y in (0.1, 0.5, 0.9) for x in (0.1, 0.5, 0.9)]
     return {

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from common.config import ExperimentConfig, parse_config
+from common.config.schema import ExperimentConfig, parse_config
 from tests.golden.adapter import Adapter, AnyTask
 from tests.golden.harness import Case, fixture, in_fixture, read_arrays
 

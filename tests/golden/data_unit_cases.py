@@ -12,23 +12,23 @@ from PIL import Image
 
 from common.batch import Batch, Lengths, Sample, TextSequence
 from common.data.collate import collate
-from common.data.instance_masks import instance_mask
-from common.data.sampling import EpochBatches, aspect_groups, grouped_batches
-from common.data.store import Store, split_archive
-from common.data.tokenization import Tokenizer
-from common.data.transforms import (
-    fixed_canvas,
+from common.data.images import (
     flip_boxes,
-    image_tensor,
+    image_to_tensor,
     scale_boxes,
     size_info,
     target_size,
+    vcr_padded_size,
 )
+from common.data.instance_masks import instance_mask
+from common.data.samplers import EpochBatches, aspect_groups, grouped_batches
+from common.data.storage.store import Store, split_archive
+from common.data.tokenizer import Tokenizer
 from common.errors import DataError
-from common.modeling.fast_rcnn import ImageNormalizer
-from common.modeling.geometry import coordinate_embeddings, pairwise_iou
-from common.modeling.losses import soft_cross_entropy
-from common.modeling.packing import Padding
+from common.models.fast_rcnn import ImageNormalizer
+from common.models.geometry import coordinate_embeddings, pairwise_iou
+from common.models.losses import soft_cross_entropy
+from common.models.packing import Padding
 from tests.golden.harness import Case, Report, fixture, in_fixture
 from tests.golden.unit_cases import RULE_DEAD_HELPER
 from vqa.answers import UNKNOWN, AnswerVocabulary, mirrored, replace_punctuation, soft_target
@@ -64,14 +64,14 @@ def run_boxes(case: Case, report: Report) -> None:
     report.skip("regression targets", RULE_DEAD_HELPER)
 
 
-def on_canvas(image: torch.Tensor, canvas: tuple[int, int]) -> np.ndarray:
+def on_canvas(image: torch.Tensor, padded_size: tuple[int, int]) -> np.ndarray:
     """A picture (3, h, w) as the collator puts it into a batch."""
     nothing = np.zeros(0, np.int64)
     sample = Sample(
         index=0,
         record_id="",
         image=image,
-        canvas=canvas,
+        padded_size=padded_size,
         im_info=torch.zeros(4),
         boxes=torch.zeros(0, 4),
         texts=(TextSequence(nothing, nothing, nothing),),
@@ -122,7 +122,7 @@ def run_transforms(case: Case, report: Report) -> None:
     boxes = torch.from_numpy(arrays["boxes_in"])
 
     def pixels(size: tuple[int, int], **options: bool) -> np.ndarray:
-        return image_tensor(image, size, **options).flip(0).permute(1, 2, 0).numpy()
+        return image_to_tensor(image, size, **options).flip(0).permute(1, 2, 0).numpy()
 
     report.equal("flip_image", pixels(image.size, flipped=True), arrays["flip_image"])
     report.close("flip_boxes", flip_boxes(boxes, image.width), arrays["flip_boxes"], 1e-4)
@@ -143,7 +143,7 @@ def run_transforms(case: Case, report: Report) -> None:
 
 def compare_normalised(report: Report, name: str, image: Image.Image, expected: np.ndarray) -> None:
     """The README's means; the deviation of each channel is the one that the given range shows."""
-    pixels = image_tensor(image, image.size)
+    pixels = image_to_tensor(image, image.size)
     stds = np.ptp(pixels.numpy(), axis=(1, 2)) / np.ptp(expected, axis=(1, 2))
     normalise = ImageNormalizer((102.9801, 115.9465, 122.7717), stds.tolist())
     sizes = torch.tensor([image.size], dtype=torch.float32)
@@ -151,12 +151,12 @@ def compare_normalised(report: Report, name: str, image: Image.Image, expected: 
 
 
 def compare_canvas(report: Report, name: str, picture: np.ndarray, expected: np.ndarray) -> None:
-    """A landscape or portrait picture in the corner of the fixed canvas of its orientation."""
+    """A landscape or portrait picture in the corner of the fixed padded_size of its orientation."""
     height, width = expected.shape[1:]
     if height > width:
         picture = np.ascontiguousarray(picture.transpose(0, 2, 1))
-    canvas = fixed_canvas(picture.shape[2], picture.shape[1], sorted((height, width)))
-    report.equal(name, on_canvas(torch.from_numpy(picture), canvas), expected)
+    padded_size = vcr_padded_size(picture.shape[2], picture.shape[1], sorted((height, width)))
+    report.equal(name, on_canvas(torch.from_numpy(picture), padded_size), expected)
 
 
 def run_archives(case: Case, report: Report) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 
 import refcoco.test
 import vqa.test
-from common.config import ExperimentConfig
-from common.engine.build import build_split
-from common.engine.evaluator import evaluate
+from common.config.schema import ExperimentConfig
+from common.evaluation.evaluator import evaluate
+from common.training.loaders import build_dataloader
 from tests.golden.adapters import ADAPTERS
 from tests.golden.data_place import data_config
 from tests.golden.eval_place import CHECKPOINT, CPU, Stub, command, entered, name_before
@@ -50,7 +50,7 @@ def compare_metrics(
 ) -> None:
     """Metrics through the validation loop; those that only training reports, through the same loop."""
     task = ADAPTERS[case.folder[1]].task_class(config)
-    stub, loader = Stub(task, logits), build_split(task, "val")
+    stub, loader = Stub(task, logits), build_dataloader(task, "val")
     found = evaluate(task, stub, loader, CPU, "train") | evaluate(task, stub, loader, CPU, "val")
     for name, value in zip(*expected, strict=True):
         report.close(f"validation {name}", found[name], value, 1e-6)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.config import ExperimentConfig, dump_config
+from common.config.schema import ExperimentConfig, dump_config
 from tests.golden.adapter import AnyTask
 from tests.golden.adapters import ADAPTERS
 from tests.golden.harness import LogLines
@@ -59,7 +59,8 @@ def entered(
                 Path(name).write_text(dump_config(config), encoding="utf-8")
             torch.save({}, CHECKPOINT)
             stub = patch(
-                "common.engine.build.load_model", lambda task, path, device: Stub(task, logits(task)).eval()
+                "common.evaluation.checkpoints.load_model",
+                lambda task, path, device: Stub(task, logits(task)).eval(),
             )
             with stub:
                 yield Path(folder).resolve()

@@ -17,12 +17,12 @@ from torch import Tensor
 
 import vcr.test
 import vcr.val
-from common.engine.build import build_split
-from common.engine.evaluator import evaluate
-from common.engine.main import output_folder
-from common.engine.metrics import joint_accuracy
-from common.engine.precision import Precision
-from common.engine.results import write_test_result
+from common.evaluation.checkpoints import run_test
+from common.evaluation.evaluator import evaluate
+from common.training.loaders import build_dataloader
+from common.training.metrics import joint_accuracy
+from common.training.precision import Precision
+from common.training.run_folder import output_folder
 from tests.golden.adapters import ADAPTERS
 from tests.golden.data_place import data_config
 from tests.golden.eval_place import CHECKPOINT, CPU, Stub, command, entered, name_before
@@ -101,7 +101,7 @@ CONFIGS = {letter: f"{letter}.yaml" for letter in PARTS}
 # --- Test files ---------------------------------------------------------------------------------------------
 
 
-def run_test(case: Case, report: Report) -> None:
+def run_test_case(case: Case, report: Report) -> None:
     document, listing = case.document, case.document["result_dir_listing"]
     place = Workplace(case, prefixes_in(listing), document["options"], by_part(stored_logits(case)))
     name = name_before(listing, "_test_result_Q2AR.csv")
@@ -182,7 +182,7 @@ def compare_after_training(report: Report, place: Workplace, folder: Path, names
     config = place.configs["a"].model_copy(update={"OUTPUT_PATH": str(folder)})
     below = folder / Path(best).parts[0]
     results = output_folder(config, f"{below.name}.yaml", "test")
-    write_test_result(VCRTask(config), folder / best, results, CPU, Precision(CPU))
+    run_test(VCRTask(config), folder / best, results, CPU, Precision(CPU))
     found = {str(path.relative_to(folder)) for path in below.rglob("*") if path.is_file()}
     report.equal("test after training", found, set(names))
 
@@ -231,7 +231,7 @@ def compare_accuracies(report: Report, place: Workplace, expected: Sequence[Mapp
     found, labels = {}, {}
     for letter, part in PARTS.items():
         task = VCRTask(place.configs[letter])
-        loader = build_split(task, "val")
+        loader = build_dataloader(task, "val")
         found[part] = evaluate(task, Stub(task, place.scores(part)), loader, CPU)
         labels[part] = torch.from_numpy(Run(part, task, Path()).labels())
     pairs: list[Tensor] = []
@@ -250,7 +250,7 @@ def _in_eval(case: Case, folder: str, *keys: str) -> bool:
 
 
 RUNNERS = [
-    (lambda c: _in_eval(c, "vcr", "parsed_csv"), run_test),
+    (lambda c: _in_eval(c, "vcr", "parsed_csv"), run_test_case),
     (lambda c: _in_eval(c, "vcr", "default_result_name"), run_names),
     (lambda c: _in_eval(c, "vcr", "runs", "metrics"), run_val),
 ]

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.config_sections import VLBertConfig
+from common.config.sections import VLBertConfig
 from common.errors import CheckpointError
-from common.modeling.fast_rcnn import FastRCNN
-from common.modeling.official_names import OfficialNames
-from common.modeling.pretrained import load_image_backbone, load_language_model, load_matching
-from common.modeling.visual_linguistic_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining
+from common.models.fast_rcnn import FastRCNN
+from common.models.official_names import OfficialNames
+from common.models.pretrained import load_image_backbone, load_language_model, load_matching
+from common.models.visual_linguistic_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining
 from tests.golden.adapter import AnyTask
 from tests.golden.adapters import build_task
 from tests.golden.harness import Case, Report, statistics, unwrapped, weight

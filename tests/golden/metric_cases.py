@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.batch import Lengths
-from common.engine.metrics import (
+from common.training.metrics import (
     Metrics,
     Ratio,
     accuracy,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.modeling.official_names import OfficialNames
+from common.models.official_names import OfficialNames
 from tests.golden.adapter import AnyTask
 from tests.golden.adapters import adapter_of, build_task
 from tests.golden.harness import Case, Report, statistics, weight

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from common.batch import Lengths, Ragged, Sample, TextSequence
-from common.config import ExperimentConfig
-from common.config_types import Split
+from common.config.fields import Split
+from common.config.schema import ExperimentConfig
 from common.data.loader import BatchLoader, build_loader
-from common.data.sampling import EpochBatches
-from common.modeling.visual_linguistic_bert import Encoded
+from common.data.samplers import EpochBatches
+from common.models.visual_linguistic_bert import Encoded
 from pretrain.config import ATTENTION, COCO_CLASSES, MULTITASK, SINGLE
 from pretrain.dataset import PretrainBatch
 from pretrain.model import PretrainOutputs
@@ -72,7 +72,7 @@ def word_table(batch: PretrainBatch, rows: slice, width: int | None = None) -> n
     """Labels (rows, width) of the words of some texts, -1 where there is none; width of the longest by default."""
     lengths = batch.text.lengths
     table = torch.full((len(lengths), lengths.longest), -1)
-    places = batch.word_places.values
+    places = batch.masked_token_index.values
     table[lengths.rows()[places], lengths.positions()[places]] = batch.word_labels
     longest = max(lengths.sizes[rows], default=0)
     table = table[rows, :longest].numpy()
@@ -82,7 +82,7 @@ def word_table(batch: PretrainBatch, rows: slice, width: int | None = None) -> n
 def region_table(batch: PretrainBatch) -> Tensor:
     """Class scores (K, C) of all boxes, zero where they are no label."""
     table = torch.zeros(batch.num_boxes.total, batch.region_labels.shape[1])
-    return table.index_copy(0, batch.region_places.values, batch.region_labels)
+    return table.index_copy(0, batch.masked_region_index.values, batch.region_labels)
 
 
 def attention(encoded: Encoded) -> dict[str, np.ndarray]:
@@ -131,16 +131,22 @@ class PretrainAdapter(Adapter):
         labels = np.concatenate([labels for _, labels in rows])
         scores = arrays["mvrc_labels"]
         labelled = scores.any(-1) & real
-        blanks = counted([0] * len(rows), np.zeros((0, 4), np.int64)) if "image" in arrays else None
+        masked_pixel_boxes = (
+            counted([0] * len(rows), np.zeros((0, 4), np.int64)) if "image" in arrays else None
+        )
         return {
             "box_features": region_features(arrays, real),
             "relationship": torch.from_numpy(arrays["relationship_label"]),
-            "word_places": counted([int((row >= 0).sum()) for _, row in rows], np.flatnonzero(labels >= 0)),
+            "masked_token_index": counted(
+                [int((row >= 0).sum()) for _, row in rows], np.flatnonzero(labels >= 0)
+            ),
             "word_labels": torch.from_numpy(labels[labels >= 0]),
-            "region_places": counted([*labelled.sum(1).tolist(), *alone], np.flatnonzero(labelled[real])),
+            "masked_region_index": counted(
+                [*labelled.sum(1).tolist(), *alone], np.flatnonzero(labelled[real])
+            ),
             "region_labels": torch.from_numpy(scores[labelled]),
             "hidden": torch.from_numpy(arrays["mvrc_ops"][real] == 1),
-            "blanks": blanks,  # the reference's pictures are blank already
+            "masked_pixel_boxes": masked_pixel_boxes,  # the reference's pictures are blank already
         }
 
     def everywhere(self, model: nn.Module, batch: Any, outputs: Any) -> Any:
@@ -150,8 +156,8 @@ class PretrainAdapter(Adapter):
         full = model(batch, dense=True)
         return replace(
             full,
-            word_logits=over(full.word_logits, batch.word_places, outputs.word_logits),
-            region_logits=over(full.region_logits, batch.region_places, outputs.region_logits),
+            word_logits=over(full.word_logits, batch.masked_token_index, outputs.word_logits),
+            region_logits=over(full.region_logits, batch.masked_region_index, outputs.region_logits),
         )
 
     def results(self, outputs: Any, batch: Any, arrays: Arrays) -> dict[str, np.ndarray]:

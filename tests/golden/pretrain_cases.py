@@ -16,10 +16,10 @@ import numpy as np
 
 from common.batch import Sample
 from common.data.masking import mask_regions, mask_words, replacement_words
-from common.data.sampling import EpochBatches, ItemKey, JointBatches
-from common.data.tokenization import Tokenizer
-from common.engine.build import build_split
+from common.data.samplers import EpochBatches, ItemKey, JointBatches
+from common.data.tokenizer import Tokenizer
 from common.errors import DataError
+from common.training.loaders import build_dataloader
 from pretrain.corpus import CorpusDataset
 from tests.golden.adapter import AnyTask
 from tests.golden.adapters import ADAPTERS
@@ -98,7 +98,7 @@ def run_joint(case: Case, report: Report) -> None:
     for source, dataset in enumerate(datasets):
         dataset.load = partial(load, source=source, original=dataset.load)
     task.build_datasets = lambda split: datasets
-    loader = build_split(task, split)
+    loader = build_dataloader(task, split)
     report.equal("len(loader)", len(loader), document["len_loader"])
     report.equal("lengths", [len(part) for part in loader.batch_sampler.parts], document["lens"])
     for epoch in range(document["epochs"]):

@@ -15,14 +15,16 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from common.config import ExperimentConfig, parse_config
-from common.config_sections import TrainConfig
-from common.engine import checkpoint
-from common.engine.callbacks import Speedometer, Times, ValidationMonitor
-from common.engine.main import log_file, output_folder
+from common.cli.run import log_file
+from common.config.schema import ExperimentConfig, parse_config
+from common.config.sections import TrainConfig
 from common.errors import CheckpointError
-from common.modeling.official_names import OfficialNames
-from common.modeling.pretrained import load_matching, load_state
+from common.models.official_names import OfficialNames
+from common.models.pretrained import load_matching, load_state
+from common.training import checkpoint
+from common.training.callbacks import Speedometer, ValidationMonitor
+from common.training.run_folder import output_folder
+from common.training.step_monitor import Times
 from tests.golden.callback_cases import ScriptedTask, is_callback, scripted_trainer
 from tests.golden.harness import Case, Report, unwrapped
 
@@ -85,7 +87,7 @@ def compare_log_file(case: Case, report: Report, what: str, entry: Mapping[str, 
     level = log.level
     log.setLevel(entry["level"])
     try:
-        with patch("common.engine.main.datetime", clock), log_file(folder, entry["config_file"]):
+        with patch("common.cli.run.datetime", clock), log_file(folder, entry["config_file"]):
             log.info("hello")
             log.debug("not written")
     finally:

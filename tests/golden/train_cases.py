@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.config import parse_config
-from common.engine.callbacks import Callback
-from common.engine.checkpoint import named_parameters
-from common.engine.optim import AdamW, build_optimizer, build_schedule
-from common.engine.progress import updates_per_epoch
-from common.engine.trainer import Trainer
+from common.config.schema import parse_config
+from common.training.callbacks import Callback
+from common.training.checkpoint import named_parameters
+from common.training.optim import AdamW, build_optimizer, build_schedule
+from common.training.state import updates_per_epoch
+from common.training.trainer import Trainer
 from tests.golden import load_cases
 from tests.golden.adapters import adapter_of, build_task
 from tests.golden.harness import Case, Report, statistics, weight

@@ -12,14 +12,14 @@ from torch import nn
 from torchvision.ops import roi_align
 
 from common.batch import Batch, Lengths, Text
-from common.config_sections import VLBertConfig
-from common.modeling.fast_rcnn import FastRCNN
-from common.modeling.geometry import coordinate_embeddings, pairwise_iou
-from common.modeling.losses import soft_cross_entropy
-from common.modeling.official_names import OfficialNames
-from common.modeling.packing import Packing, Padding
-from common.modeling.resnet import ResNet
-from common.modeling.visual_linguistic_bert import PackedInputs, VisualLinguisticBert
+from common.config.sections import VLBertConfig
+from common.models.fast_rcnn import FastRCNN
+from common.models.geometry import coordinate_embeddings, pairwise_iou
+from common.models.losses import soft_cross_entropy
+from common.models.official_names import OfficialNames
+from common.models.packing import Packing, Padding
+from common.models.resnet import ResNet
+from common.models.visual_linguistic_bert import PackedInputs, VisualLinguisticBert
 from tests.golden.adapters import tokens
 from tests.golden.harness import Case, Report, statistics, weight
 from vcr.text import assemble_text

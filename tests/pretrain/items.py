@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from common.config import parse_config
-from common.data.tokenization import SPECIAL_TOKENS, Tokenizer
+from common.config.schema import parse_config
+from common.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from pretrain.captions import CaptionDataset, CocoCaptionDataset
 from pretrain.config import PretrainConfig
 from pretrain.corpus import CorpusDataset
@@ -156,4 +156,4 @@ def words(sample: Any) -> str:
 def restored(sample: Any) -> dict[int, str]:
     """What is to be restored at which place of the text."""
     labels = [VOCAB[number] for number in sample.word_labels]
-    return dict(zip(sample.word_places.tolist(), labels, strict=True))
+    return dict(zip(sample.masked_token_index.tolist(), labels, strict=True))

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from common.config import parse_config
-from common.data import store
-from common.data.archive import open_archive
+from common.config.schema import parse_config
 from common.data.collate import collate
-from common.data.packed_regions import PackedHeader
-from common.data.regions import plain_path, plain_region_path
-from common.data.sampling import ItemKey
+from common.data.regions.packed_format import PackedHeader
+from common.data.regions.reader import plain_path, plain_region_path
+from common.data.samplers import ItemKey
+from common.data.storage import store
+from common.data.storage.zip_archive import open_archive
 from common.errors import ConfigError, DataError
 from pretrain.config import PretrainConfig
 from pretrain.dataset import PretrainBatch
@@ -71,14 +71,14 @@ def test_precomputed_features(items):
     assert words(sample) == "[CLS] a [MASK] . [SEP]"
     assert restored(sample) == {2: "dog", 3: "."}
     assert sample.hidden.tolist() == [False, True, False, False, False]
-    assert sample.region_places.tolist() == [1, 3]
+    assert sample.masked_region_index.tolist() == [1, 3]
     assert sample.region_labels.tolist() == [[0.75, 0.25, 0, 0], [0.25, 0.5, 0.25, 0]]
     assert sample.box_features.shape == (5, 2048)
     # The whole image is the mean of what may be seen; features of hidden regions are the model's to replace.
     assert sample.box_features[:, 7].tolist() == pytest.approx(
         [(1 + 2 + 3) / (3 + 1e-5), 6, 2, 1, 3], rel=1e-6
     )
-    assert (sample.relationship.tolist(), sample.blanks) == ([1], None)
+    assert (sample.relationship.tolist(), sample.masked_pixel_boxes) == ([1], None)
 
 
 def test_the_whole_image_where_all_or_nothing_is_hidden(items):
@@ -102,7 +102,7 @@ def test_without_the_whole_image(items):
     sample = load(items.captions(ADD_IMAGE_AS_A_BOX=False), 0, *CAPTION, KEPT, HIDDEN, KEPT, KEPT)
     assert sample.box_features[:, 0].tolist() == [6, 2, 1, 3]
     assert sample.hidden.tolist() == [False, True, False, False]
-    assert sample.region_places.tolist() == [1]
+    assert sample.masked_region_index.tolist() == [1]
     assert sample.region_labels.tolist() == [[0, 0, 0.375, 0.625]]
 
 
@@ -110,26 +110,26 @@ def test_losses_that_are_off_draw_nothing(items):
     sample = load(items.captions(network={"WITH_MLM_LOSS": False, "WITH_MVRC_LOSS": False}), 0)
     assert words(sample) == "[CLS] a dog . [SEP]"
     assert (restored(sample), sample.hidden.any().item()) == ({}, False)
-    assert (sample.region_places.shape, sample.region_labels.shape) == ((0,), (0, CLASSES))
+    assert (sample.masked_region_index.shape, sample.region_labels.shape) == ((0,), (0, CLASSES))
 
 
 def test_pixels(items):
     sample = load(items.captions(network=PIXELS), 0, *CAPTION, KEPT, HIDDEN, KEPT, LABELLED)
     assert sample.image.shape == (3, 20, 40)
-    assert sample.canvas == (20, 40)
+    assert sample.padded_size == (20, 40)
     assert sample.image[2, 10, 2] > 190
     assert sample.image[2, 10, 30] < 10
     assert sample.box_features is None
-    assert sample.blanks.tolist() == [[0, 2, 39, 10]]
-    assert sample.blanks.dtype == torch.int64
+    assert sample.masked_pixel_boxes.tolist() == [[0, 2, 39, 10]]
+    assert sample.masked_pixel_boxes.dtype == torch.int64
     embedded = items.captions(network={**PIXELS, "MASK_RAW_PIXELS": False})
-    assert load(embedded, 0, *CAPTION, *REGIONS).blanks is None
+    assert load(embedded, 0, *CAPTION, *REGIONS).masked_pixel_boxes is None
 
 
 def test_blanks_are_whole_pixels(items):
     items.regions.update(num_boxes=1, boxes=encoded([[1.3, 2.4, 4.9, 6.2]]), classes=encoded([[1, 0, 0, 0]]))
     sample = load(items.captions(network=PIXELS), 0, *CAPTION, HIDDEN)
-    assert sample.blanks.tolist() == [[2, 4, 9, 12]]
+    assert sample.masked_pixel_boxes.tolist() == [[2, 4, 9, 12]]
 
 
 @pytest.mark.parametrize("precomputed", [True, False])
@@ -143,7 +143,7 @@ def test_flip_mirrors_the_picture_but_neither_words_nor_features(items, precompu
         assert torch.equal(flipped.box_features, plain.box_features)
     else:
         assert torch.equal(flipped.image, plain.image.flip(-1))
-        assert flipped.blanks.tolist() == [[31, 0, 39, 8]]
+        assert flipped.masked_pixel_boxes.tolist() == [[31, 0, 39, 8]]
 
 
 def test_captions_of_other_pictures(items):
@@ -172,7 +172,7 @@ def test_long_records_are_cut(items):
     sample = load(items.captions(SEQ_LEN=9), 0, *draws)
     assert words(sample) == "[CLS] the red [SEP]"
     assert (restored(sample), len(sample.boxes)) == ({}, 5)
-    assert (sample.region_places.tolist(), len(sample.region_labels)) == ([2, 4], 2)
+    assert (sample.masked_region_index.tolist(), len(sample.region_labels)) == ([2, 4], 2)
     sample = load(items.captions(SEQ_LEN=8), 0, *draws)
     assert words(sample) == "[CLS] the red [SEP]"
     assert len(sample.boxes) == len(sample.box_features) == len(sample.hidden) == 4
@@ -190,7 +190,7 @@ def test_regions_that_are_left_out_are_blank_too(items):
     data = items.captions(SEQ_LEN=4, network=PIXELS)
     sample = load(data, 0, *CAPTION, KEPT, KEPT, KEPT, HIDDEN)
     assert len(sample.boxes) == 2
-    assert sample.blanks.tolist() == [[6, 6, 12, 12]]
+    assert sample.masked_pixel_boxes.tolist() == [[6, 6, 12, 12]]
     assert not sample.hidden.any()
 
 
@@ -204,12 +204,18 @@ def test_a_batch(items):
     batch = collate([first, second, text], PretrainBatch)
     assert (batch.num_pictures, batch.num_boxes.sizes, batch.text.lengths.sizes) == (2, (5, 5, 0), (5, 5, 2))
     assert batch.relationship.tolist() == [1, 1]
-    assert (batch.word_places.values.tolist(), batch.word_places.lengths.sizes) == ([1, 7, 8, 11], (1, 2, 1))
+    assert (batch.masked_token_index.values.tolist(), batch.masked_token_index.lengths.sizes) == (
+        [1, 7, 8, 11],
+        (1, 2, 1),
+    )
     assert [VOCAB[number] for number in batch.word_labels] == ["a", "umbrella", "##s", "dog"]
-    assert (batch.region_places.values.tolist(), batch.region_places.lengths.sizes) == ([1, 8, 9], (1, 2, 0))
+    assert (batch.masked_region_index.values.tolist(), batch.masked_region_index.lengths.sizes) == (
+        [1, 8, 9],
+        (1, 2, 0),
+    )
     assert batch.region_labels.shape == (3, CLASSES)
     assert batch.hidden.nonzero()[:, 0].tolist() == [1, 9]
-    assert (batch.box_features.shape, batch.blanks) == ((10, 2048), None)
+    assert (batch.box_features.shape, batch.masked_pixel_boxes) == ((10, 2048), None)
 
 
 def test_blanks_of_a_batch(items):
@@ -220,8 +226,11 @@ def test_blanks_of_a_batch(items):
         load(data, 1, *CAPTION[1:], *REGIONS),
         text,
     ]
-    blanks = collate(samples, PretrainBatch).blanks
-    assert (blanks.lengths.sizes, blanks.values.tolist()) == ((2, 0, 0), [[0, 0, 8, 8], [0, 2, 39, 10]])
+    masked_pixel_boxes = collate(samples, PretrainBatch).masked_pixel_boxes
+    assert (masked_pixel_boxes.lengths.sizes, masked_pixel_boxes.values.tolist()) == (
+        (2, 0, 0),
+        [[0, 0, 8, 8], [0, 2, 39, 10]],
+    )
 
 
 @pytest.mark.parametrize(
@@ -306,7 +315,7 @@ def test_packed_regions_give_the_same(items, tmp_path, zip_mode):
     data = pickle.loads(pickle.dumps(type(plain)(config, config.DATASET, "train", items.tokenizer)))
     for index, sample in enumerate(expected):
         found = data[ItemKey(0, index)]
-        for name in ("boxes", "box_features", "region_labels", "word_places", "hidden"):
+        for name in ("boxes", "box_features", "region_labels", "masked_token_index", "hidden"):
             assert torch.equal(getattr(found, name), getattr(sample, name))
     with pytest.raises(DataError, match=r"val_frcnn.*: not packed; .*other from train_frcnn"):
         items.captions(PACKED_REGIONS=f"{tmp_path}/other")
@@ -420,11 +429,11 @@ def test_coco(items):
     assert words(sample) == "[CLS] a [MASK] dog . [SEP]"
     # In the order of the file, twice as large: x2 = x + max(w - 1, 0).
     assert sample.boxes.tolist() == [[0, 0, 38, 18], [4, 4, 18, 10], [9, 2, 9, 10]]
-    assert sample.region_places.tolist() == [1, 2]
+    assert sample.masked_region_index.tolist() == [1, 2]
     assert sample.region_labels.shape == (2, 81)
     assert sample.region_labels.nonzero().tolist() == [[0, 2], [1, 1]]
     assert sample.hidden.tolist() == [False, True, False]
-    assert sample.blanks.tolist() == [[4, 4, 18, 10]]
+    assert sample.masked_pixel_boxes.tolist() == [[4, 4, 18, 10]]
     assert sample.image.shape == (3, 20, 40)
     again = load(data, 1, *[KEPT] * 6)
     assert torch.equal(again.boxes, sample.boxes)
@@ -502,9 +511,11 @@ def test_a_drawn_world(drawn, form):
     assert {sample.record_id for sample in loaded} == {dataset.record_id(i) for i in range(len(dataset))}
     for sample, same in zip(loaded, again, strict=True):
         # Validation asks for epoch 0 alone: its masks are always the same.
-        assert torch.equal(sample.word_places, same.word_places)
+        assert torch.equal(sample.masked_token_index, same.masked_token_index)
         assert torch.equal(sample.hidden, same.hidden)
-        assert sample.region_labels.sum(dim=1).tolist() == pytest.approx([1] * len(sample.region_places))
+        assert sample.region_labels.sum(dim=1).tolist() == pytest.approx(
+            [1] * len(sample.masked_region_index)
+        )
         assert len(sample.boxes) >= 2
         assert (sample.boxes[:, :2] <= sample.boxes[:, 2:]).all()
         assert len(sample.texts[0]) + len(sample.boxes) <= 64

@@ -9,11 +9,11 @@ import re
 import pytest
 import torch
 
-from common.config import load_config
-from common.engine.build import build_split
-from common.engine.callbacks import Callback
-from common.engine.optim import build_optimizer, build_schedule
-from common.engine.trainer import Trainer
+from common.config.schema import load_config
+from common.training.callbacks import Callback
+from common.training.loaders import build_dataloader
+from common.training.optim import build_optimizer, build_schedule
+from common.training.trainer import Trainer
 from pretrain.config import PretrainConfig
 from pretrain.task import PretrainTask
 from tests.pretrain.world import World
@@ -146,14 +146,14 @@ def test_a_run_resumed_inside_an_epoch_continues_all_corpora(world, stop):
     straight, resumed = Recorder(stop), Recorder()
     task, trainer = prepared(world, *changes)
     trainer.callbacks = [straight]
-    trainer.fit(spied(build_split(task, "train"), straight))
+    trainer.fit(spied(build_dataloader(task, "train"), straight))
     assert len(straight.seen) == 14
     texts = [key for keys in straight.seen for key in keys if key.startswith("1/0/")]
     assert sorted(texts) == sorted(f"1/0/{index}" for index in range(TEXTS_ALONE))
     assert straight.seen[6][-1].startswith("1/1/")
     task, other = prepared(world, *changes)
     other.load_state_dict(straight.saved, "file", 0)
-    other.fit(spied(build_split(task, "train"), resumed))
+    other.fit(spied(build_dataloader(task, "train"), resumed))
     assert resumed.seen == straight.seen[stop:]
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, other.model.state_dict()[name]), name

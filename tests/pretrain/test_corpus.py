@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.data.collate import collate
-from common.data.sampling import ItemKey
+from common.data.samplers import ItemKey
 from common.errors import ConfigError, DataError
 from pretrain.dataset import PretrainBatch
 from tests.pretrain.items import CLASSES, HIDDEN, KEPT, LABELLED, Draws, Items, restored, words
@@ -37,8 +37,8 @@ def test_a_line(items):
     assert sample.box_features.shape == (0, 2048)
     assert sample.region_labels.shape == (0, CLASSES)
     assert (sample.relationship.shape, sample.hidden.shape, sample.hidden.dtype) == ((0,), (0,), torch.bool)
-    assert sample.region_places.dtype == sample.relationship.dtype == torch.int64
-    assert (sample.im_info.tolist(), sample.blanks) == ([0, 0, 0, 0], None)
+    assert sample.masked_region_index.dtype == sample.relationship.dtype == torch.int64
+    assert (sample.im_info.tolist(), sample.masked_pixel_boxes) == ([0, 0, 0, 0], None)
 
 
 def test_beside_pictures_that_are_read(items):
@@ -46,8 +46,10 @@ def test_beside_pictures_that_are_read(items):
         network = {"IMAGE_FEAT_PRECOMPUTED": False, "MASK_RAW_PIXELS": mask_pixels}
         sample = load(items.corpus("dog", network=network), 0, KEPT)
         assert sample.box_features is None
-        assert (sample.blanks is not None) == mask_pixels
-    assert load(items.corpus("dog", network={**network, "MASK_RAW_PIXELS": True}), 0, KEPT).blanks.shape == (
+        assert (sample.masked_pixel_boxes is not None) == mask_pixels
+    assert load(
+        items.corpus("dog", network={**network, "MASK_RAW_PIXELS": True}), 0, KEPT
+    ).masked_pixel_boxes.shape == (
         0,
         4,
     )
@@ -99,8 +101,8 @@ def test_words_stay_where_none_is_to_be_restored(items):
 
 def test_masks_depend_on_epoch_index_and_source(items):
     data = pickle.loads(pickle.dumps(items.corpus("a red dog the cat . " * 10)))
-    assert data[ItemKey(1, 0)].word_places.tolist() == data[ItemKey(1, 0)].word_places.tolist()
-    seen = {tuple(data[ItemKey(*key)].word_places.tolist()) for key in ((0, 0), (1, 0), (0, 0, 1))}
+    assert data[ItemKey(1, 0)].masked_token_index.tolist() == data[ItemKey(1, 0)].masked_token_index.tolist()
+    seen = {tuple(data[ItemKey(*key)].masked_token_index.tolist()) for key in ((0, 0), (1, 0), (0, 0, 1))}
     assert len(seen) == 3
 
 
@@ -108,7 +110,10 @@ def test_a_batch(items):
     data = items.corpus("the dog\na red cat")
     batch = collate([load(data, 0, HIDDEN, KEPT), load(data, 1, KEPT, KEPT, HIDDEN)], PretrainBatch)
     assert (batch.num_pictures, batch.text.lengths.sizes) == (0, (2, 3))
-    assert (batch.word_places.values.tolist(), batch.word_places.lengths.sizes) == ([0, 4], (1, 1))
+    assert (batch.masked_token_index.values.tolist(), batch.masked_token_index.lengths.sizes) == (
+        [0, 4],
+        (1, 1),
+    )
     assert batch.region_labels.shape == (0, CLASSES)
 
 

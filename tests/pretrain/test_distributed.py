@@ -8,15 +8,15 @@ from functools import partial
 import pytest
 import torch
 
-from common.config import load_config
-from common.engine import distributed
-from common.engine.build import build_split
-from common.engine.optim import build_optimizer, build_schedule
-from common.engine.trainer import Trainer
-from common.modeling.official_names import strip_wrapper
+from common.config.schema import load_config
+from common.distributed import process_group as distributed
+from common.models.official_names import strip_wrapper
+from common.training.loaders import build_dataloader
+from common.training.optim import build_optimizer, build_schedule
+from common.training.trainer import Trainer
 from pretrain.config import PretrainConfig
 from pretrain.task import PretrainTask
-from tests.common.engine.processes import run_distributed
+from tests.common.distributed.processes import run_distributed
 from tests.world import start
 
 NORM_FIRST = (
@@ -36,13 +36,13 @@ def fit(cfg: str, settings: list[str], width: int) -> dict:
     sizes = f"TRAIN.BATCH_IMAGES=[{20 // width},{12 // width}]"
     config = load_config(PretrainConfig, cfg, [*settings, sizes, "TRAIN.END_EPOCH=3"])
     task = PretrainTask(config)
-    loader = build_split(task, "train")
+    loader = build_dataloader(task, "train")
     torch.manual_seed(3)
     model = task.build_model()
     model.image_feature_extractor.obj_downsample[0].p = 0.0  # ranks draw their own
     optimizer = build_optimizer(config.TRAIN, dict(model.named_parameters()), width)
     trainer = Trainer(
-        task, distributed.wrap(model), optimizer, build_schedule(config.TRAIN, optimizer, len(loader))
+        task, distributed.wrap_ddp(model), optimizer, build_schedule(config.TRAIN, optimizer, len(loader))
     )
     trainer.fit(loader)
     weights = {strip_wrapper(name): value for name, value in trainer.state_dict()["state_dict"].items()}

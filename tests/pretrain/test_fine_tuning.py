@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from common.config import load_config
-from common.modeling.pretrained import load_matching
+from common.config.schema import load_config
+from common.models.pretrained import load_matching
 from pretrain.task import PretrainTask
 from refcoco.task import RefCOCOTask
 from tests.world import ROOT

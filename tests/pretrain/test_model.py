@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.batch import TextSequence
-from common.config import load_config
+from common.config.schema import load_config
 from common.data.collate import collate
 from pretrain.config import PretrainConfig
 from pretrain.dataset import PretrainBatch, PretrainSample
@@ -66,18 +66,18 @@ def picture(
         index=number,
         record_id=str(number),
         image=torch.randint(256, (3, 64, 96), generator=generator).to(torch.uint8) if pixels else None,
-        canvas=(64, 96),
+        padded_size=(64, 96),
         im_info=torch.tensor([96.0, 64.0, 1.0, 1.0]),
         boxes=found,
         texts=(TextSequence.plain(torch.randint(20, 600, (words,), generator=generator).tolist()),),
         box_features=None if pixels else torch.randn(boxes + 1, 2048, generator=generator),
         relationship=torch.tensor([number % 2]),
-        word_places=torch.tensor(places, dtype=torch.int64),
+        masked_token_index=torch.tensor(places, dtype=torch.int64),
         word_labels=torch.arange(len(places)) + 30,
-        region_places=regions,
+        masked_region_index=regions,
         region_labels=torch.randn(len(hidden), CLASSES, generator=generator).softmax(1),
         hidden=torch.isin(torch.arange(boxes + 1), regions),
-        blanks=found[regions].long() if pixels else None,
+        masked_pixel_boxes=found[regions].long() if pixels else None,
     )
 
 
@@ -88,18 +88,18 @@ def text(number: int, words: int, *, places=(0,), pixels=False) -> PretrainSampl
         index=number,
         record_id=str(number),
         image=None,
-        canvas=(0, 0),
+        padded_size=(0, 0),
         im_info=torch.zeros(4),
         boxes=torch.zeros(0, 4),
         texts=(TextSequence.plain(torch.randint(20, 600, (words,), generator=generator).tolist()),),
         box_features=None if pixels else torch.zeros(0, 2048),
         relationship=torch.zeros(0, dtype=torch.int64),
-        word_places=torch.tensor(places, dtype=torch.int64),
+        masked_token_index=torch.tensor(places, dtype=torch.int64),
         word_labels=torch.arange(len(places)) + 40,
-        region_places=torch.zeros(0, dtype=torch.int64),
+        masked_region_index=torch.zeros(0, dtype=torch.int64),
         region_labels=torch.zeros(0, CLASSES),
         hidden=torch.zeros(0, dtype=torch.bool),
-        blanks=torch.zeros(0, 4, dtype=torch.int64) if pixels else None,
+        masked_pixel_boxes=torch.zeros(0, 4, dtype=torch.int64) if pixels else None,
     )
 
 
@@ -189,7 +189,7 @@ def test_an_unused_pooler_is_frozen():
 def test_hidden_regions_are_hidden(name, changes, pixels):
     model, shown = build(name, *changes).eval(), picture(1, 2, 4, pixels=pixels)
     raw = pixels and f"{RAW}=false" not in changes
-    shown = replace(shown, blanks=shown.blanks if raw else None)
+    shown = replace(shown, masked_pixel_boxes=shown.masked_pixel_boxes if raw else None)
     with torch.no_grad():
         before = model(batch(shown)).region_logits
         if pixels:
@@ -201,7 +201,7 @@ def test_hidden_regions_are_hidden(name, changes, pixels):
         same = raw or not pixels
         assert torch.allclose(model(batch(shown)).region_logits, before, atol=1e-6) == same
         shown.hidden[1] = False
-        shown = replace(shown, blanks=shown.blanks[:0] if raw else None)
+        shown = replace(shown, masked_pixel_boxes=shown.masked_pixel_boxes[:0] if raw else None)
         assert not torch.allclose(model(batch(shown)).region_logits, before, atol=1e-4)
 
 

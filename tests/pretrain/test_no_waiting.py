@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from common.engine import distributed
+from common.distributed import process_group as distributed
+from common.training.loss_scaling import global_label_weights
 from tests.pretrain.test_model import CASES, mixed, thin_task
 
 WAITING = {
@@ -66,9 +67,7 @@ def test_a_step_of_one_of_several_processes(name, changes, pixels, monkeypatch):
     task, inputs = thin_task(name, *changes), mixed(pixels)
     model = task.build_model()
     with Watch() as watch:
-        share = distributed.shares_of_labels(
-            [task.label_counts(inputs)], task.count_offsets, torch.device("cpu")
-        )
+        share = global_label_weights([task.label_counts(inputs)], task.label_count_eps, torch.device("cpu"))
         outputs = model(inputs)
         task.total(share(0, task.losses(outputs, inputs))).backward()
         task.metrics(outputs, inputs, "train")

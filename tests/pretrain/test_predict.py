@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vl_bert
-from common.engine.attention import AttentionMaps
+from common.inference.attention import AttentionMaps
 from pretrain import vis_attention_maps
 from pretrain.predict import PretrainedModel
 from tests.pretrain.world import World

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from common.batch import Lengths, Ragged
-from common.config import load_config
-from common.data.sampling import ItemKey
+from common.config.schema import load_config
+from common.data.samplers import ItemKey
 from pretrain.config import PretrainConfig
 from pretrain.model import PretrainOutputs
 from scripts import probe_masked_words as probe
@@ -56,7 +56,7 @@ def test_one_word_of_a_caption_is_hidden_and_no_region(trained, changes):
         sample, again = (dataset[ItemKey(0, index)] for _ in range(2))
         ids = sample.texts[0].ids.tolist()
         assert ids == again.texts[0].ids.tolist()
-        (place,), (label,) = sample.word_places.tolist(), sample.word_labels.tolist()
+        (place,), (label,) = sample.masked_token_index.tolist(), sample.word_labels.tolist()
         assert [i for i, number in enumerate(ids) if number == tokenizer.mask_id] == [place]
         assert label in {tokenizer.vocab[word] for word in words}
         ids[place] = label
@@ -64,7 +64,7 @@ def test_one_word_of_a_caption_is_hidden_and_no_region(trained, changes):
         assert not sample.hidden.any()
         assert sample.box_features is not None
         torch.testing.assert_close(sample.box_features[0], sample.box_features[1:].mean(0))
-        assert len(sample.region_places) == 0
+        assert len(sample.masked_region_index) == 0
 
 
 def test_a_word_of_two_pieces_is_hidden_whole_and_other_captions_not_at_all(trained):
@@ -81,7 +81,7 @@ def test_blank_regions_hide_every_feature(trained):
     sample = dataset[ItemKey(0, 0)]
     assert sample.hidden.all()
     assert len(sample.hidden) == len(sample.boxes)
-    assert sample.blanks is None
+    assert sample.masked_pixel_boxes is None
 
 
 def test_blank_regions_cover_the_whole_picture(trained):
@@ -92,9 +92,9 @@ def test_blank_regions_cover_the_whole_picture(trained):
     assert sample.image is not None
     _, height, width = sample.image.shape
     assert sample.hidden.all()
-    assert sample.blanks is not None
-    assert sample.blanks.tolist() == [[0, 0, width - 1, height - 1]]
-    assert shown[ItemKey(0, 0)].blanks.shape == (0, 4)
+    assert sample.masked_pixel_boxes is not None
+    assert sample.masked_pixel_boxes.tolist() == [[0, 0, width - 1, height - 1]]
+    assert shown[ItemKey(0, 0)].masked_pixel_boxes.shape == (0, 4)
 
 
 def test_a_word_is_right_when_all_its_pieces_are(trained):
@@ -102,7 +102,7 @@ def test_a_word_is_right_when_all_its_pieces_are(trained):
     ids = [*task.tokenizer.word_ids("red"), *task.tokenizer.word_ids("umbrella") * 2]
     batch = probe.PretrainBatch(
         record_ids=("a", "b", "c", "d"), index=torch.arange(4), images=None, num_boxes=Lengths.of([1] * 4),
-        text=None, word_places=Ragged(Lengths.of([1, 2, 0, 2]), torch.arange(5)), word_labels=torch.tensor(ids),
+        text=None, masked_token_index=Ragged(Lengths.of([1, 2, 0, 2]), torch.arange(5)), word_labels=torch.tensor(ids),
     )  # fmt: skip
     best = [*ids[:4], ids[0]]
     logits = torch.nn.functional.one_hot(torch.tensor(best), len(task.tokenizer.vocab)).float()

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from common.data.tokenization import SPECIAL_TOKENS
-from common.engine.build import build_split
+from common.data.tokenizer import SPECIAL_TOKENS
 from common.errors import CheckpointError, ConfigError
+from common.training.loaders import build_dataloader
 from pretrain.model import PretrainOutputs
 from tests.pretrain.test_model import ALL_LOSSES, CLASSES, batch, mixed, picture, text, thin_task
 
@@ -145,4 +145,4 @@ def test_there_is_no_test_split(tmp_path):
     task = thin_task("multitask", "NETWORK.BERT_MODEL_NAME=tests/golden/model/tiny_bert")
     assert not task.tests()
     with pytest.raises(ConfigError, match="no test split"):
-        build_split(task, "test")
+        build_dataloader(task, "test")

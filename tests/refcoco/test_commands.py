@@ -10,10 +10,10 @@ import sys
 import pytest
 import torch
 
-from common.config import load_config
-from common.engine.build import load_model
+from common.config.schema import load_config
 from common.errors import CheckpointError
-from common.modeling.pretrained import read_weights
+from common.evaluation.checkpoints import load_model
+from common.models.pretrained import read_weights
 from refcoco.config import RefCOCOConfig
 from refcoco.task import RefCOCOTask
 from tests.refcoco.world import World

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from common.config import parse_config
+from common.config.schema import parse_config
 from common.data.collate import collate
-from common.data.sampling import EpochBatches, ItemKey
-from common.data.tokenization import SPECIAL_TOKENS
+from common.data.samplers import EpochBatches, ItemKey
+from common.data.tokenizer import SPECIAL_TOKENS
 from common.errors import DataError
 from refcoco.config import RefCOCOConfig
 from refcoco.dataset import REGION_SET, RefCOCOBatch
@@ -116,7 +116,7 @@ def test_an_item(world):
     assert (sample.index, sample.record_id) == (0, "sentence 10 of ref 1")
     assert sample.image.shape == (3, 20, 40)
     assert sample.image[:, 0, 0].tolist() == [0, 0, 200]
-    assert sample.canvas == (20, 40)
+    assert sample.padded_size == (20, 40)
     assert sample.im_info.tolist() == [40, 20, 2, 2]
     assert sample.boxes.tolist() == [WHOLE, TARGET, OTHER]
     assert sample.label.tolist() == [0, 1, 0]

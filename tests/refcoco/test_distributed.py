@@ -7,14 +7,14 @@ from functools import partial
 import pytest
 import torch
 
-from common.config import load_config
-from common.engine import distributed
-from common.engine.build import build_split
-from common.engine.optim import build_optimizer, build_schedule
-from common.engine.trainer import Trainer
+from common.config.schema import load_config
+from common.distributed import process_group as distributed
+from common.training.loaders import build_dataloader
+from common.training.optim import build_optimizer, build_schedule
+from common.training.trainer import Trainer
 from refcoco.config import RefCOCOConfig
 from refcoco.task import RefCOCOTask
-from tests.common.engine.processes import run_distributed
+from tests.common.distributed.processes import run_distributed
 
 EPOCHS = 3
 
@@ -36,9 +36,9 @@ class Counted(Trainer):
 def fit(cfg, settings):
     config = load_config(RefCOCOConfig, cfg, settings)
     task = RefCOCOTask(config)
-    loader = build_split(task, "train")
+    loader = build_dataloader(task, "train")
     torch.manual_seed(3)
-    model = distributed.wrap(task.build_model())
+    model = distributed.wrap_ddp(task.build_model())
     optimizer = build_optimizer(config.TRAIN, dict(model.named_parameters()), distributed.world_size())
     trainer = Counted(task, model, optimizer, build_schedule(config.TRAIN, optimizer, len(loader)))
     trainer.fit(loader)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.batch import Lengths, Text
-from common.config import load_config
+from common.config.schema import load_config
 from refcoco.config import RefCOCOConfig
 from refcoco.dataset import RefCOCOBatch
 from refcoco.model import ResNetVLBERT

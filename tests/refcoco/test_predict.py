@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 import vl_bert
-from common.data.found import FoundRegions
-from common.engine.predictor import Query
+from common.data.regions.types import FoundRegions
 from common.errors import DataError
+from common.inference.queries import Query
 from refcoco.predict import RefCOCOPredictor
 from tests.refcoco.world import World
 from tests.world import SPREAD

@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.common.engine.processes import free_port
+from tests.common.distributed.processes import free_port
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CONFIGURATION = """

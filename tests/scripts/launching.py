@@ -12,7 +12,7 @@ from tests.world import ROOT
 PROGRAM = """
 import argparse, os, signal, sys, time
 from pathlib import Path
-from common.engine.launch import first_to_report
+from common.distributed.launcher import first_to_report
 
 parser = argparse.ArgumentParser()
 for flag in ("--cfg", "--model-dir", "--do"):

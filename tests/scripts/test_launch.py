@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from common.engine.launch import first_to_report, interface_to
-from tests.common.engine.processes import free_port
+from common.distributed.launcher import first_to_report, interface_to
+from tests.common.distributed.processes import free_port
 from tests.scripts.launching import Launch
 from tests.world import ROOT
 
@@ -135,7 +135,13 @@ def test_processes_decide_how_a_signal_ends_them(launch, sent, received):
 
 @pytest.mark.dist
 def test_what_a_signal_has_stopped_is_not_started_again(launch):
-    torchrun = ["-m", "common.engine.launch", "--standalone", "--local_addr=127.0.0.1", "--max-restarts=2"]
+    torchrun = [
+        "-m",
+        "common.distributed.launcher",
+        "--standalone",
+        "--local_addr=127.0.0.1",
+        "--max-restarts=2",
+    ]
     command = [sys.executable, *torchrun, "--nproc_per_node=2", launch.program, "--do", "wait"]
     flags = ["--model-dir", str(launch.out)]
     process = subprocess.Popen([*map(str, command), *flags], env=launch.environ, cwd=ROOT)
@@ -151,7 +157,7 @@ def test_what_a_signal_has_stopped_is_not_started_again(launch):
 def test_a_launcher_can_be_stopped_before_it_has_imported_anything(launch):
     process = launch.start("dist_run_single.sh", 2, *launch.arguments)
     proc = Path("/proc", str(process.pid))
-    wait_for(lambda: "common.engine.launch" in (proc / "cmdline").read_text(), 0.01)
+    wait_for(lambda: "common.distributed.launcher" in (proc / "cmdline").read_text(), 0.01)
     wait_for(lambda: caught(proc) >> (signal.SIGTERM - 1) & 1, 0.001)
     process.terminate()
     assert "libtorch" not in (proc / "maps").read_text()

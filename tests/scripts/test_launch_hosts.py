@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from common.modeling.pretrained import read_weights
+from common.models.pretrained import read_weights
 from tests.scripts.launching import Launch
 from tests.vqa.world import SMALL, World
 from tests.world import ROOT, draw, start

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from common import progress
-from common.data.packed_regions import HEADER_BYTES, PackedHeader, PackedRegions
-from common.data.packed_writer import PackedWriter
+from common.data.regions.packed_format import HEADER_BYTES, PackedHeader, PackedRegions, PackedWriter
 from common.errors import DataError, UsageError
 from scripts import pack_regions
 

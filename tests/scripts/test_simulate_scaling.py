@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from common.engine.main import run
+from common.cli.run import run
 from common.errors import UsageError
 from scripts import simulate_scaling
 from scripts.simulate_scaling import (

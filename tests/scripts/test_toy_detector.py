@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import dump_config, load_config
+from common.cli.run import run
+from common.config.schema import dump_config, load_config
 from common.data.collate import collate
-from common.engine.main import run
 from pretrain.config import PretrainConfig
 from pretrain.task import PretrainTask
 from scripts.toy import detector

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import torch
 
-from common.engine import evaluator
-from common.engine.trainer import Trainer
-from tests.common.engine.processes import free_port
+from common.evaluation import evaluator
+from common.training.trainer import Trainer
+from tests.common.distributed.processes import free_port
 from tests.vqa.world import World
 
 SETTINGS = (
@@ -51,14 +51,14 @@ class Hooks:
         self.kill = kill if kill and kill.rank == rank else None
         self.counts = Counter()
         Trainer._micro_step = self.after("batch", Trainer._micro_step)
-        outputs = evaluator.outputs_of
+        outputs = evaluator.iterate_outputs
 
         def validation(*args):
             for value in outputs(*args):
                 self.come("validation")
                 yield value
 
-        evaluator.outputs_of = validation
+        evaluator.iterate_outputs = validation
         torch.save = self.half_written(torch.save)
         Path.replace = self.after("renamed", self.before("rename", Path.replace))
         os.link = self.after("link", os.link)

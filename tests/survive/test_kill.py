@@ -9,8 +9,8 @@ import signal
 import pytest
 import torch
 
-from common.modeling.pretrained import read_weights
-from tests.common.engine.test_callbacks import read_events
+from common.models.pretrained import read_weights
+from tests.common.training.test_callbacks import read_events
 from tests.survive.runs import EVENTS, Kill, folder, train
 from tests.vqa.world import World
 

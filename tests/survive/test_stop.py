@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from common.modeling.pretrained import read_weights
+from common.models.pretrained import read_weights
 from tests.survive.runs import Kill, folder, printed, train
 from tests.survive.test_kill import KILLED, assert_same_end
 

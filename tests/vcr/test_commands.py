@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from common.modeling.pretrained import read_weights
+from common.models.pretrained import read_weights
 from tests.vcr.world import CFGS, World
 from tests.world import ROOT
 
@@ -79,7 +79,7 @@ def test_the_leaderboard_file(trained):
 
 
 def test_features_are_computed_once_for_all_conditions(trained, monkeypatch):
-    from common.modeling.fast_rcnn import FastRCNN
+    from common.models.fast_rcnn import FastRCNN
 
     images, forward = [], FastRCNN.forward
     monkeypatch.setattr(

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from common.config import parse_config
+from common.config.schema import parse_config
 from common.data.collate import collate
-from common.data.sampling import ItemKey
-from common.data.tokenization import SPECIAL_TOKENS
+from common.data.samplers import ItemKey
+from common.data.tokenizer import SPECIAL_TOKENS
 from common.errors import DataError
 from vcr.config import VCRConfig
 from vcr.dataset import VCRBatch
@@ -100,7 +100,7 @@ def test_a_validation_item(world):
     assert (sample.index, sample.record_id, sample.label.item()) == (0, "val-0", 1)
     assert sample.image.shape == (3, 20, 40)
     assert sample.image[:, 0, 0].tolist() == [0, 0, 200]
-    assert sample.canvas == (20, 50)
+    assert sample.padded_size == (20, 50)
     assert sample.im_info.tolist() == [40, 20, 2, 2]
     assert sample.boxes.tolist() == [[0, 0, 38, 18], [4, 4, 18, 10], [0, 0, 21, 10], [0, 2, 39, 10]]
     assert sample.box_classes.tolist() == [0, 1, 17, 1]
@@ -148,7 +148,7 @@ def test_portrait_canvas(world):
     Image.new("L", (10, 20)).save(world.root / "images/clip/0.png")
     sample = world.open()[ItemKey(0, 0)]
     assert sample.image.shape == (3, 40, 20)
-    assert sample.canvas == (50, 20)
+    assert sample.padded_size == (50, 20)
 
 
 def test_archive_and_folder_give_the_same(world):
@@ -235,7 +235,7 @@ def test_blind_models_need_no_pixels(world):
     seen, blind = world.open()[ItemKey(0, 0)], world.open(NETWORK__BLIND=True)[ItemKey(0, 0)]
     assert blind.image is None
     assert torch.equal(blind.boxes, seen.boxes)
-    assert (blind.canvas, blind.im_info.tolist()) == (seen.canvas, seen.im_info.tolist())
+    assert (blind.padded_size, blind.im_info.tolist()) == (seen.padded_size, seen.im_info.tolist())
 
 
 def test_a_picture_without_objects(world):

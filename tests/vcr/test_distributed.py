@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.modeling.pretrained import read_weights
+from common.models.pretrained import read_weights
 from tests.vcr.world import CFGS, World
 from tests.world import ROOT, start
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.batch import Lengths, Text
-from common.config import load_config
+from common.config.schema import load_config
 from common.errors import ConfigError, DataError
 from vcr.config import VCRConfig
 from vcr.dataset import VCRBatch

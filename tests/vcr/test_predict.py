@@ -12,8 +12,8 @@ from PIL import Image
 
 import vl_bert
 from common.data.coco import CLASS_NAMES
-from common.engine.predictor import Query
 from common.errors import DataError
+from common.inference.queries import Query
 from tests.vcr.world import CFGS, World
 from tests.world import SPREAD
 from vcr.dataset import VCRDataset
@@ -173,7 +173,7 @@ def test_an_encoding_of_each_choice(trained, attention):
 
 
 def test_pictures_of_both_orientations(trained):
-    """They have other canvases in a batch of VCR."""
+    """They have other padded_sizes in a batch of VCR."""
     changes = trained.overrides("SCALES=[48, 64]")
     model = vl_bert.load(CFGS["Q2A"], trained.checkpoint(), "cpu", overrides=changes)
     texts = {"choices": ["yes", "no"], "boxes": [[1, 1, 20, 20]]}

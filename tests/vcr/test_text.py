@@ -1,6 +1,6 @@
 import pytest
 
-from common.data.tokenization import SPECIAL_TOKENS, Tokenizer
+from common.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from common.errors import DataError
 from vcr.text import (
     PERSON_NAMES,

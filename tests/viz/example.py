@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from common.data.store import Store
-from common.engine.attention import AttentionMaps, AttentionPlaces
+from common.data.storage.store import Store
+from common.inference.attention import AttentionMaps, SequenceTokens
 from scripts.make_toy_data import ToyWorld, make_toy_data
 
 
@@ -22,7 +22,7 @@ def example(layers: int = 12, heads: int = 12, words: int = 12, regions: int = 1
         boxes.append((x, y, x + generator.uniform(30, 139), y + generator.uniform(30, 139)))
     tokens = ("[CLS]", *(f"word{number}" for number in range(words)), "[SEP]")
     labels = ("image", *(f"{number} thing" for number in range(1, regions + 1)))
-    places = AttentionPlaces(
+    places = SequenceTokens(
         image_id="example", image="", size=(640, 480), tokens=tokens, boxes=tuple(boxes), labels=labels
     )
     return AttentionMaps(places, _maps(layers, heads, places, {k + 1: words + 3 + k for k in range(regions)}))
@@ -48,7 +48,7 @@ def toy_example(folder: Path) -> tuple[AttentionMaps, Image.Image]:
     boxes += [(float(x), float(y), x + w - 1.0, y + h - 1.0) for _, (x, y, w, h) in found]
     labels = ("image", *(f"{number} {name}" for number, (name, _) in enumerate(found, start=1)))
     image = f"{coco}/val2017/{picture['file_name']}"
-    places = AttentionPlaces(
+    places = SequenceTokens(
         image_id=str(picture["id"]), image=image, size=size, tokens=tokens, boxes=tuple(boxes), labels=labels
     )
     regions = {name: len(tokens) + 1 + k for k, (name, _) in enumerate(found)}
@@ -56,7 +56,7 @@ def toy_example(folder: Path) -> tuple[AttentionMaps, Image.Image]:
     return AttentionMaps(places, _maps(12, 12, places, pairs)), Store().image(image)
 
 
-def _maps(layers: int, heads: int, places: AttentionPlaces, pairs: dict[int, int]) -> np.ndarray:
+def _maps(layers: int, heads: int, places: SequenceTokens, pairs: dict[int, int]) -> np.ndarray:
     """(layers, heads, S, S) softmax of five patterns, mixed differently in every head."""
     generator = np.random.default_rng(1)
     side, text = len(places.names), len(places.tokens)

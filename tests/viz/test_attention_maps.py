@@ -8,8 +8,8 @@ import logging
 import numpy as np
 import pytest
 
-from common.data.box_file import BoxFile
-from common.engine.attention import AttentionMaps
+from common.data.regions.sources import BoxFile
+from common.inference.attention import AttentionMaps
 from tests.refcoco.world import SMALL, World
 from tests.world import draw
 from viz import attention_maps

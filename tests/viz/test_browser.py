@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.engine.attention import AttentionMaps
+from common.inference.attention import AttentionMaps
 from tests.viz.example import example, toy_example
-from viz.explorer import region_places, word_places, write_page
+from viz.explorer import masked_region_index, masked_token_index, write_page
 from viz.screenshots import find_chromium, open_chromium, strongest_link, take_screenshots
 
 pytest.importorskip("playwright", reason="needs Playwright: pip install -r requirements-dev.txt")
@@ -147,10 +147,10 @@ def test_weights_and_their_means(open_page, record):
 @pytest.mark.parametrize(
     ("title", "rows", "columns"),
     [
-        ("Text → RoIs", word_places, region_places),
-        ("RoIs → Text", region_places, word_places),
-        ("Text → Text", word_places, word_places),
-        ("RoIs → RoIs", region_places, region_places),
+        ("Text → RoIs", masked_token_index, masked_region_index),
+        ("RoIs → Text", masked_region_index, masked_token_index),
+        ("Text → Text", masked_token_index, masked_token_index),
+        ("RoIs → RoIs", masked_region_index, masked_region_index),
     ],
 )
 def test_filters_show_their_block_rescaled_per_layer(open_page, record, title, rows, columns):

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.engine.attention import AttentionMaps, AttentionPlaces
-from common.engine.main import run
+from common.cli.run import run
 from common.errors import DataError
+from common.inference.attention import AttentionMaps, SequenceTokens
 from tests.viz.example import example
 from viz import explorer
 
@@ -45,7 +45,7 @@ def small(**changes: object) -> AttentionMaps:
         "boxes": ((0.0, 0.0, 39.0, 29.0), (10.0, 5.0, 19.0, 14.0)),
         "labels": ("image", "1 car"),
     }
-    places = AttentionPlaces(**{**fields, **changes})
+    places = SequenceTokens(**{**fields, **changes})
     return AttentionMaps(places, np.full((1, 1, 6, 6), 1 / 6, np.float32))
 
 

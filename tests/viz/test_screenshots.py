@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from common.engine.main import run
+from common.cli.run import run
 from common.errors import DataError, UsageError
 from tests.viz.example import example
 from viz import screenshots

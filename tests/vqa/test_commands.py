@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from common.modeling.pretrained import read_weights
+from common.models.pretrained import read_weights
 from tests.vqa.world import World
 from tests.world import ROOT, TINY_PIXELS
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from common.config import parse_config
+from common.config.schema import parse_config
 from common.data.collate import collate
-from common.data.sampling import ItemKey
-from common.data.tokenization import SPECIAL_TOKENS
+from common.data.samplers import ItemKey
+from common.data.tokenizer import SPECIAL_TOKENS
 from common.errors import DataError
 from vqa.config import VQAConfig
 from vqa.dataset import VQABatch
@@ -130,7 +130,7 @@ def test_without_the_whole_image(world):
 def test_pixels(world):
     sample = world.item(precomputed=False)
     assert sample.image.shape == (3, 20, 40)
-    assert sample.canvas == (20, 40)
+    assert sample.padded_size == (20, 40)
     assert sample.image[2, 10, 2] > 190
     assert sample.image[2, 10, 30] < 10
     assert sample.box_features is None

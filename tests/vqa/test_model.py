@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.batch import Lengths, Text
-from common.config import load_config
+from common.config.schema import load_config
 from common.errors import DataError
 from tests.world import ROOT
 from vqa.config import VQAConfig

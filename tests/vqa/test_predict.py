@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 import vl_bert
-from common.engine import predict_main
-from common.engine.predictor import Query
-from common.engine.region_extractor import PooledFeatures
+from common.cli import predict as predict_main
 from common.errors import CheckpointError, DataError, UsageError
+from common.extraction.features import PooledFeatures
+from common.inference.queries import Query
 from tests.vqa.world import World
 from tests.world import SPREAD
 from vqa.predict import VQAPredictor

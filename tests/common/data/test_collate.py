@@ -27,12 +27,12 @@ def sequence(*ids):
     )
 
 
-def sample(index, boxes, size, canvas, *texts, **fields):
+def sample(index, boxes, size, padded_size, *texts, **fields):
     return LabelledSample(
         index=index,
         record_id=f"r{index}",
         image=torch.full((3, *size), index, dtype=torch.uint8) if size else None,
-        canvas=canvas,
+        padded_size=padded_size,
         im_info=torch.tensor([size[1] if size else 0, size[0] if size else 0, 1.0, 1.0]),
         boxes=torch.full((boxes, 4), float(index)),
         texts=texts,
@@ -87,19 +87,19 @@ def test_what_no_sample_has_is_none():
 class MarkedSample(Sample):
     areas: Tensor | None = None
     box_places: Tensor
-    word_places: Tensor
+    masked_token_index: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class MarkedBatch(Batch):
     areas: Ragged | None = counted()
     box_places: Ragged = index_into("boxes")
-    word_places: Ragged = index_into("text")
+    masked_token_index: Ragged = index_into("text")
 
 
 def marked(index, boxes, words, size=(1, 1), **places):
     plain = sample(index, boxes, size, size or (1, 1), sequence(*range(words)))
-    fields = {name: getattr(plain, name) for name in ("image", "canvas", "im_info", "boxes", "texts")}
+    fields = {name: getattr(plain, name) for name in ("image", "padded_size", "im_info", "boxes", "texts")}
     places = {name: torch.tensor(value, dtype=torch.int64) for name, value in places.items()}
     return MarkedSample(index=index, record_id=str(index), **fields, **places)
 
@@ -107,15 +107,15 @@ def marked(index, boxes, words, size=(1, 1), **places):
 def test_places_in_a_sample_become_places_in_the_batch():
     batch = collate(
         [
-            marked(1, 3, 4, box_places=[1, 2], word_places=[0, 3], areas=[[1, 2]]),
-            marked(2, 2, 5, box_places=[0], word_places=[], areas=[]),
-            marked(3, 0, 2, None, box_places=[], word_places=[1], areas=[[3, 4], [5, 6]]),
+            marked(1, 3, 4, box_places=[1, 2], masked_token_index=[0, 3], areas=[[1, 2]]),
+            marked(2, 2, 5, box_places=[0], masked_token_index=[], areas=[]),
+            marked(3, 0, 2, None, box_places=[], masked_token_index=[1], areas=[[3, 4], [5, 6]]),
         ],
         MarkedBatch,
     )
     assert batch.box_places.values.tolist() == [1, 2, 3]
-    assert (batch.box_places.lengths.sizes, batch.word_places.lengths.sizes) == ((2, 1, 0), (2, 0, 1))
-    assert batch.word_places.values.tolist() == [0, 3, 10]
+    assert (batch.box_places.lengths.sizes, batch.masked_token_index.lengths.sizes) == ((2, 1, 0), (2, 0, 1))
+    assert batch.masked_token_index.values.tolist() == [0, 3, 10]
     assert (batch.areas.lengths.sizes, batch.areas.values.shape[0]) == ((1, 0, 2), 3)
     assert batch.to("cpu").areas.values.tolist() == batch.areas.values.tolist()
 

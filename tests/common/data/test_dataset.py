@@ -3,7 +3,7 @@ import torch
 
 from common.batch import Sample
 from common.data.dataset import VisualLinguisticDataset
-from common.data.sampling import ItemKey
+from common.data.samplers import ItemKey
 from common.errors import DataError
 
 
@@ -25,7 +25,7 @@ class Numbers(VisualLinguisticDataset[Sample]):
             index=index,
             record_id=self.record_id(index),
             image=None,
-            canvas=(1, 1),
+            padded_size=(1, 1),
             im_info=torch.ones(4),
             boxes=torch.full((1, 4), rng.random()),
             texts=(),

@@ -7,8 +7,8 @@ import torch
 
 from common.batch import Batch, Sample, TextSequence
 from common.data.dataset import VisualLinguisticDataset
-from common.data.loader import build_loader, explained_workers
-from common.data.sampling import EpochBatches
+from common.data.loader import build_loader, worker_crash_context
+from common.data.samplers import EpochBatches
 from common.errors import DataError
 
 
@@ -33,7 +33,7 @@ class Squares(VisualLinguisticDataset[Sample]):
             index=index,
             record_id=self.record_id(index),
             image=torch.zeros(3, 2, index + 1, dtype=torch.uint8),
-            canvas=(2, 2 + index),
+            padded_size=(2, 2 + index),
             im_info=torch.ones(4),
             boxes=torch.ones(index, 4),
             texts=(text,),
@@ -97,7 +97,7 @@ def test_workers_of_a_failed_loader_end_with_it():
 
 def read_while_killing(built):
     others = set(multiprocessing.active_children())
-    with explained_workers(train=loader(1)[0], val=built):
+    with worker_crash_context(train=loader(1)[0], val=built):
         for _ in built:
             for worker in set(multiprocessing.active_children()) - others:
                 worker.kill()
@@ -105,7 +105,7 @@ def read_while_killing(built):
 
 
 def fail():
-    with explained_workers(train=loader(0)[0], other=[]):
+    with worker_crash_context(train=loader(0)[0], other=[]):
         raise OSError("disk")
 
 

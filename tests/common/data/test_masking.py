@@ -10,7 +10,7 @@ from common.data.masking import (
     replacement_words,
     truncated_lengths,
 )
-from common.data.tokenization import SPECIAL_TOKENS, Tokenizer
+from common.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 VOCAB = [
     *SPECIAL_TOKENS,

@@ -2,14 +2,14 @@ import pytest
 import torch
 from PIL import Image
 
-from common.data.transforms import (
+from common.data.images import (
     clip_boxes,
-    fixed_canvas,
     flip_boxes,
-    image_tensor,
-    place_boxes,
+    image_to_tensor,
+    resize_boxes,
     size_info,
     target_size,
+    vcr_padded_size,
 )
 
 
@@ -36,15 +36,15 @@ def test_no_side_vanishes_or_leaves_the_canvas():
     for width in range(1, 60):
         for height in range(1, 60):
             size = target_size(width, height, (8, 12))
-            canvas = fixed_canvas(*size, (8, 12))
-            assert 1 <= size[0] <= canvas[1]
-            assert 1 <= size[1] <= canvas[0]
+            padded_size = vcr_padded_size(*size, (8, 12))
+            assert 1 <= size[0] <= padded_size[1]
+            assert 1 <= size[1] <= padded_size[0]
 
 
 def test_canvas_is_height_and_width():
-    assert fixed_canvas(1198, 510, (600, 1200)) == (600, 1200)
-    assert fixed_canvas(600, 600, (600, 1200)) == (600, 1200)
-    assert fixed_canvas(510, 1198, (600, 1200)) == (1200, 600)
+    assert vcr_padded_size(1198, 510, (600, 1200)) == (600, 1200)
+    assert vcr_padded_size(600, 600, (600, 1200)) == (600, 1200)
+    assert vcr_padded_size(510, 1198, (600, 1200)) == (1200, 600)
 
 
 def test_flip():
@@ -60,22 +60,22 @@ def test_boxes_follow_the_picture():
     info = size_info((100, 50), (200, 75))
     assert info.tolist() == [200, 75, 2, 1.5]
     boxes = torch.tensor([[0.0, 0.0, 99.0, 49.0], [10.0, 20.0, 100.0, 60.0]])
-    assert place_boxes(boxes, info, flipped=False).tolist() == [[0, 0, 198, 73.5], [20, 30, 199, 74]]
-    assert place_boxes(boxes, info, flipped=True).tolist() == [[1, 0, 199, 73.5], [0, 30, 179, 74]]
+    assert resize_boxes(boxes, info, flipped=False).tolist() == [[0, 0, 198, 73.5], [20, 30, 199, 74]]
+    assert resize_boxes(boxes, info, flipped=True).tolist() == [[1, 0, 199, 73.5], [0, 30, 179, 74]]
 
 
 def test_image_is_blue_green_red_rows_first():
     image = Image.new("RGB", (3, 2))
     image.putpixel((0, 1), (1, 2, 3))
-    pixels = image_tensor(image, (3, 2))
+    pixels = image_to_tensor(image, (3, 2))
     assert (pixels.dtype, pixels.shape) == (torch.uint8, (3, 2, 3))
     assert pixels[:, 1, 0].tolist() == [3, 2, 1]
     assert pixels.sum() == 6
-    assert image_tensor(image, (3, 2), flipped=True)[:, 1, 2].tolist() == [3, 2, 1]
+    assert image_to_tensor(image, (3, 2), flipped=True)[:, 1, 2].tolist() == [3, 2, 1]
 
 
 def test_shrinking_averages_the_area():
     image = Image.new("RGB", (4, 1))
     image.putpixel((1, 0), (70, 70, 70))
     # A triangle of 4 pixels' width around x = 1 weighs the first three pixels 3, 3, 1.
-    assert image_tensor(image, (2, 1))[0].tolist() == [[30, 10]]
+    assert image_to_tensor(image, (2, 1))[0].tolist() == [[30, 10]]

@@ -1,0 +1,219 @@
+"""A picture on its way from a file to the network: read, resized, mirrored."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from common.data.storage.store import Store
+from common.errors import DataError
+
+
+class PreparedImage(NamedTuple):
+    """A picture as the network sees it.
+
+    Attributes:
+        pixels: (3, h, w) uint8, channels B, G, R; None where nothing looks at them.
+        im_info: (4,) float32: width and height after resizing, and their ratios to the original ones.
+        original: width and height before resizing, in pixels.
+        size: width and height after it.
+    """
+
+    pixels: Tensor | None
+    im_info: Tensor
+    original: tuple[int, int]
+    size: tuple[int, int]
+
+    @property
+    def whole(self) -> tuple[int, int, int, int]:
+        """The box around the whole picture, in original pixels."""
+        return 0, 0, self.original[0] - 1, self.original[1] - 1
+
+
+def read_image(
+    store: Store,
+    path: str,
+    scales: Sequence[int],
+    *,
+    flipped: bool,
+    decode: bool = True,
+    original: tuple[int, int] | None = None,
+) -> PreparedImage:
+    """Reads and places a picture.
+
+    Args:
+        store: reads the file.
+        path: plain, or in an archive.
+        scales: length of the short side, and limit of the long one.
+        flipped: whether left becomes right.
+        decode: whether anything looks at the pixels.
+        original: width and height that boxes refer to, where an annotation tells them; else the file's.
+    """
+    image = store.image(path) if decode else None
+    if original is None:
+        original = image.size if image else store.image_size(path)
+    return prepare_image(image, original, scales, flipped=flipped)
+
+
+def prepare_image(
+    image: Image.Image | None, original: tuple[int, int], scales: Sequence[int], *, flipped: bool = False
+) -> PreparedImage:
+    """Resizes a picture.
+
+    Args:
+        image: RGB; None where nothing looks at its pixels.
+        original: width and height that boxes refer to.
+        scales: length of the short side, and limit of the long one.
+        flipped: whether left becomes right.
+    """
+    size = target_size(*original, scales)
+    pixels = image_to_tensor(image, size, flipped=flipped) if image else None
+    return PreparedImage(pixels, size_info(original, size), original, size)
+
+
+def target_size(width: int, height: int, scales: Sequence[int]) -> tuple[int, int]:
+    """Returns width and height after resizing; no side falls below 1.
+
+    Args:
+        width: of the original picture.
+        height: of the original picture.
+        scales: length of the short side, and limit of the long side.
+    """
+    short, longest = scales
+    least, most = min(width, height), max(width, height)
+    if most / least * short > longest:
+        short = int(longest * least / most)
+    short = max(short, 1)
+    long = min(int(short * most / least), longest)
+    return (short, long) if width < height else (long, short)
+
+
+def size_info(original: tuple[int, int], resized: tuple[int, int]) -> Tensor:
+    """Returns (4,) float32: resized width and height, and their ratios to the original ones."""
+    ratios = (new / old for new, old in zip(resized, original, strict=True))
+    return torch.tensor([*resized, *ratios], dtype=torch.float32)
+
+
+def vcr_padded_size(width: int, height: int, scales: Sequence[int]) -> tuple[int, int]:
+    """Returns height and width of the padded_size that holds every picture of this orientation after resizing."""
+    short, longest = scales
+    return (short, longest) if height <= width else (longest, short)
+
+
+def image_to_tensor(image: Image.Image, size: tuple[int, int], *, flipped: bool = False) -> Tensor:
+    """Resizes a picture (bilinear with area support) and mirrors it if asked.
+
+    Args:
+        image: RGB.
+        size: width and height.
+        flipped: whether left becomes right.
+
+    Returns:
+        (3, height, width) uint8, channels B, G, R.
+    """
+    pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+    pixels = pixels[:, ::-1, ::-1] if flipped else pixels[:, :, ::-1]
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def scale_boxes(boxes: Tensor, im_info: Tensor) -> Tensor:
+    """Takes (n, 4) float32 boxes from original to resized pixels."""
+    return boxes * im_info[2:4].repeat(2)
+
+
+def flip_boxes(boxes: Tensor, width: float) -> Tensor:
+    """Mirrors (n, 4) boxes in a picture of that width."""
+    x1, y1, x2, y2 = boxes.unbind(1)
+    return torch.stack((width - 1 - x2, y1, width - 1 - x1, y2), dim=1)
+
+
+def clip_boxes(boxes: Tensor, width: float, height: float) -> Tensor:
+    """Clamps (n, 4) boxes to the pixels of a picture."""
+    return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width - 1, height - 1]).repeat(2))
+
+
+def resize_boxes(boxes: Tensor, im_info: Tensor, *, flipped: bool) -> Tensor:
+    """Takes (n, 4) original boxes to the resized, possibly mirrored picture and clamps them."""
+    width, height = im_info[0].item(), im_info[1].item()
+    boxes = scale_boxes(boxes, im_info)
+    return clip_boxes(flip_boxes(boxes, width) if flipped else boxes, width, height)
+
+
+ImageSource: TypeAlias = str | Path | Image.Image | NDArray[np.uint8]
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """Returns a picture as RGB, completely decoded.
+
+    It is upright as its EXIF data say. Of an animation it is the first frame. What is transparent becomes white, and
+    grey values of 16 bits are scaled to 8.
+
+    Args:
+        source: a file, plain or in an archive (`x.zip@/inner`); a picture; or a uint8 array (h, w), (h, w, 3) of
+            R, G, B or (h, w, 4) of R, G, B and opacity.
+
+    Raises:
+        DataError: the file is missing or not a readable picture, the picture has too many pixels or none, or the
+            array has another shape or type; or the source is something else.
+    """
+    if isinstance(source, np.ndarray):
+        source = _of_array(source)
+    if isinstance(source, Image.Image):
+        name = getattr(source, "filename", "") or "the picture"
+        try:
+            return upright_rgb(source)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{name}: not a readable picture ({error})") from error
+    if not isinstance(source, str | Path):
+        raise DataError(
+            f"a picture of type {type(source).__name__}; expected a path, a Pillow picture (of bytes: "
+            "Image.open(BytesIO(...))) or a uint8 array (h, w, 3)"
+        )
+    return Store().picture(str(source), upright_rgb)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Turns and converts a picture, see `open_image`; it may be returned as it is.
+
+    Raises:
+        ValueError: it has no pixels, or they are floating-point numbers.
+    """
+    image.load()
+    if 0 in image.size:
+        raise ValueError(f"it has {image.width} x {image.height} pixels")
+    # Damaged EXIF data say nothing.
+    with contextlib.suppress(Exception):
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.float64).clip(0, 65535)
+        image = Image.fromarray((wide / 257).round().astype(np.uint8))
+    if image.has_transparency_data:
+        shown = image.convert("RGBA")
+        image = Image.new("RGBA", image.size, "white")
+        image.alpha_composite(shown)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _of_array(array: NDArray[np.uint8]) -> Image.Image:
+    if (
+        array.dtype != np.uint8
+        or array.ndim not in (2, 3)
+        or (array.ndim == 3 and array.shape[2] not in (3, 4))
+    ):
+        raise DataError(
+            f"a picture in an array of shape {array.shape} and type {array.dtype}; expected uint8 of shape (h, w), "
+            "(h, w, 3) or (h, w, 4)"
+        )
+    if not array.size:
+        raise DataError(f"a picture in an array of shape {array.shape} has no pixels")
+    return Image.fromarray(array)

@@ -1,0 +1,219 @@
+"""BERT's tokenizer: basic split by our own rules, word pieces by the `tokenizers` library (data spec 2).
+
+The basic split is ours because the library's differs from the reference in control characters, Unicode tables
+and in sparing special tokens.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from tokenizers.models import WordPiece
+
+from common.data.storage.store import parse_json
+from common.errors import DataError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+_CACHED_WORDS = 1 << 16
+
+
+_ASCII_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
+
+
+_IDEOGRAPHS = (
+    (0x4E00, 0x9FFF),
+    (0x3400, 0x4DBF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B73F),
+    (0x2B740, 0x2B81F),
+    (0x2B820, 0x2CEAF),
+    (0xF900, 0xFAFF),
+    (0x2F800, 0x2FA1F),
+)
+
+
+class _CharacterMap(dict[int, str]):
+    """A table for `str.translate` that fills itself by a rule."""
+
+    def __init__(self, rule: Callable[[str], str]) -> None:
+        self._rule = rule
+
+    def __missing__(self, code: int) -> str:
+        return self.setdefault(code, self._rule(chr(code)))
+
+
+def _clean(char: str) -> str:
+    category = unicodedata.category(char)
+    if char in "\t\n\r" or category == "Zs":
+        return " "
+    if char in "\0\ufffd" or category.startswith("C"):
+        return ""
+    is_ideograph = any(first <= ord(char) <= last for first, last in _IDEOGRAPHS)
+    return f" {char} " if is_ideograph else char
+
+
+def _drop_mark(char: str) -> str:
+    return "" if unicodedata.category(char) == "Mn" else char
+
+
+def _space_punctuation(char: str) -> str:
+    is_punctuation = char in _ASCII_PUNCTUATION or unicodedata.category(char).startswith("P")
+    return f" {char} " if is_punctuation else char
+
+
+class Tokenizer:
+    """Text to words, word pieces and ids.
+
+    Args:
+        vocab: id of every word piece.
+        lower_case: whether words lose case and accents.
+        never_split: words that are kept as they are.
+        unk_token: piece of a word that cannot be put together.
+        max_word_length: longer words become `unk_token`.
+
+    Attributes:
+        vocab: id of every word piece, in file order.
+    """
+
+    def __init__(
+        self,
+        vocab: Mapping[str, int],
+        *,
+        lower_case: bool = True,
+        never_split: Collection[str] = SPECIAL_TOKENS,
+        unk_token: str = "[UNK]",
+        max_word_length: int = 100,
+    ) -> None:
+        self.vocab = dict(vocab)
+        self._tokens: dict[int, str] | None = None
+        self._lower_case = lower_case
+        self._never_split = frozenset(never_split)
+        self._model = WordPiece(self.vocab, unk_token=unk_token, max_input_chars_per_word=max_word_length)
+        self._clean = _CharacterMap(_clean)
+        self._drop_marks = _CharacterMap(_drop_mark)
+        self._space_punctuation = _CharacterMap(_space_punctuation)
+        self._split_word = lru_cache(_CACHED_WORDS)(self._split_word_uncached)
+        self._pieces = lru_cache(_CACHED_WORDS)(self._pieces_uncached)
+
+    @classmethod
+    def from_directory(cls, path: str | Path) -> Tokenizer:
+        """Reads `vocab.txt`, and `do_lower_case` of `tokenizer_config.json` where that file exists.
+
+        Raises:
+            DataError: no such directory, no vocabulary in it, or a special token is missing.
+        """
+        directory = Path(path)
+        file = directory / "vocab.txt"
+        if not directory.is_dir():
+            raise DataError(
+                f"{path}: no such directory; NETWORK.BERT_MODEL_NAME must name a directory with vocab.txt, "
+                "to be downloaded as model/pretrained_model/PREPARE_PRETRAINED_MODELS.md says"
+            )
+        try:
+            lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{file}: cannot be read ({error}); expected one word piece per line") from error
+        vocab = {line.strip(): number for number, line in enumerate(lines)}
+        missing = [token for token in SPECIAL_TOKENS if token not in vocab]
+        if missing:
+            raise DataError(f"{file}: lacks {', '.join(missing)}; expected the vocabulary of a BERT model")
+        options = directory / "tokenizer_config.json"
+        config = parse_json(options.read_bytes(), str(options)) if options.is_file() else {}
+        if not isinstance(config, dict):
+            raise DataError(f"{options}: expected a json object")
+        return cls(vocab, lower_case=bool(config.get("do_lower_case", True)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        build = partial(
+            Tokenizer,
+            lower_case=self._lower_case,
+            never_split=self._never_split,
+            unk_token=self._model.unk_token,
+            max_word_length=self._model.max_input_chars_per_word,
+        )
+        return build, (self.vocab,)
+
+    def token_id(self, token: str) -> int:
+        """Returns the id of one word piece.
+
+        Raises:
+            DataError: it is not in the vocabulary.
+        """
+        if token not in self.vocab:
+            raise DataError(f'the vocabulary lacks the word piece "{token}"')
+        return self.vocab[token]
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """Returns the word pieces of ids; `[unused]` for an id behind the vocabulary."""
+        if self._tokens is None:
+            self._tokens = {number: token for token, number in self.vocab.items()}
+        return [self._tokens.get(number, "[unused]") for number in ids]
+
+    @property
+    def pad_id(self) -> int:
+        """Id of `[PAD]`."""
+        return self.vocab["[PAD]"]
+
+    @property
+    def unk_id(self) -> int:
+        """Id of `[UNK]`."""
+        return self.vocab["[UNK]"]
+
+    @property
+    def cls_id(self) -> int:
+        """Id of `[CLS]`."""
+        return self.vocab["[CLS]"]
+
+    @property
+    def sep_id(self) -> int:
+        """Id of `[SEP]`."""
+        return self.vocab["[SEP]"]
+
+    @property
+    def mask_id(self) -> int:
+        """Id of `[MASK]`."""
+        return self.vocab["[MASK]"]
+
+    def basic(self, text: str) -> list[str]:
+        """Splits into words: at spaces, around punctuation and ideographs; drops control characters."""
+        words = text.translate(self._clean).split()
+        return [part for word in words for part in self._split_word(word)]
+
+    def tokenize(self, text: str) -> list[str]:
+        """Returns the word pieces."""
+        return [token for word in self.basic(text) for token in self.word_pieces(word)]
+
+    def ids(self, text: str) -> list[int]:
+        """Returns the ids of the word pieces."""
+        return [number for word in self.basic(text) for number in self._pieces(word)[1]]
+
+    def mirrored(self, ids: Sequence[int]) -> list[int]:
+        """Swaps the pieces `left` and `right`, as a mirrored picture asks for (data spec 4.2, 4.3)."""
+        left, right = (self.vocab.get(word, self.unk_id) for word in ("left", "right"))
+        swapped = {left: right, right: left}
+        return [swapped.get(number, number) if number != self.unk_id else number for number in ids]
+
+    def word_pieces(self, word: str) -> tuple[str, ...]:
+        """Returns the pieces of one word of `basic`: longest first match, or the unknown token."""
+        return self._pieces(word)[0]
+
+    def word_ids(self, word: str) -> tuple[int, ...]:
+        """Returns the ids of the pieces of one word of `basic`."""
+        return self._pieces(word)[1]
+
+    def _split_word_uncached(self, word: str) -> tuple[str, ...]:
+        if self._lower_case and word not in self._never_split:
+            word = unicodedata.normalize("NFD", word.lower()).translate(self._drop_marks)
+        if word in self._never_split:
+            return (word,)
+        return tuple(word.translate(self._space_punctuation).split())
+
+    def _pieces_uncached(self, word: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        pieces = self._model.tokenize(word)
+        return tuple(piece.value for piece in pieces), tuple(piece.id for piece in pieces)

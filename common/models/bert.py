@@ -1,0 +1,217 @@
+"""BERT layers on packed sequences (Devlin et al., 2019; spec model.md 3).
+
+Parameter names are those of the published BERT files.
+Letters: Q rows, S packed tokens of all rows, L longest row, H width, I feed-forward width, A heads, d = H / A, V words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.batch import Lengths
+from common.models.packing import Padding
+
+LAYER_NORM_EPS = 1e-12
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu}
+
+
+Kernel = Literal["auto", "padded", "jagged", "explicit"]
+"""How attention is computed: on a padded rectangle, on packed rows, or step by step with its probabilities."""
+
+
+def layer_norm(width: int) -> nn.LayerNorm:
+    """LayerNorm as BERT has it."""
+    return nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+
+
+def init_bert_weights(module: nn.Module, std: float) -> None:
+    """Normal tables and linear weights, zero biases, identity norms (spec model.md 8.1)."""
+    for child in module.modules():
+        if isinstance(child, nn.Linear | nn.Embedding):
+            nn.init.normal_(child.weight, std=std)
+        if isinstance(child, nn.LayerNorm):
+            nn.init.ones_(child.weight)
+        if isinstance(child, nn.Linear | nn.LayerNorm) and child.bias is not None:
+            nn.init.zeros_(child.bias)
+
+
+def _padded(q: Tensor, k: Tensor, v: Tensor, padding: Padding, dropout: float) -> Tensor:
+    """Fused attention on the rectangle; the mask covers keys only, padded queries are dropped again."""
+    q, k, v = (padding.pad(x).transpose(1, 2) for x in (q, k, v))
+    mask = padding.mask()
+    context = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=None if mask is None else mask[:, None, None], dropout_p=dropout
+    )
+    return padding.unpad(context.transpose(1, 2))
+
+
+def _jagged(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, dropout: float) -> Tensor:
+    """Variable-length flash attention: no padding anywhere."""
+    offsets = F.pad(lengths.tensor.cumsum(0), (1, 0))
+    shortest, longest = min(lengths.sizes), lengths.longest
+    q, k, v = (
+        torch.nested.nested_tensor_from_jagged(x, offsets, min_seqlen=shortest, max_seqlen=longest).transpose(
+            1, 2
+        )
+        for x in (q, k, v)
+    )
+    context = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    return context.transpose(1, 2).values()
+
+
+def _explicit(q: Tensor, k: Tensor, v: Tensor, padding: Padding, dropout: float) -> tuple[Tensor, Tensor]:
+    """Attention step by step; also returns the (Q, A, L, L) probabilities after dropout."""
+    q, k, v = (padding.pad(x).transpose(1, 2) for x in (q, k, v))
+    scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
+    mask = padding.mask()
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, None], float("-inf"))
+    probabilities = F.dropout(scores.softmax(dim=3), dropout, training=dropout > 0)
+    return padding.unpad((probabilities @ v).transpose(1, 2)), probabilities
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention within every row.
+
+    Args:
+        hidden_size: H.
+        num_heads: A.
+        dropout: probability on the attention weights.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(hidden_size, hidden_size)
+        self.value = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, padding: Padding, kernel: Kernel) -> tuple[Tensor, Tensor | None]:
+        """(S, H) to (S, H), and the (Q, A, L, L) attention map of the explicit kernel."""
+        q, k, v = (
+            project(x).view(len(x), self.num_heads, -1) for project in (self.query, self.key, self.value)
+        )
+        dropout = self.dropout if self.training else 0.0
+        if kernel == "auto":
+            half = q.is_cuda and q.dtype in (torch.float16, torch.bfloat16)
+            kernel = "jagged" if half else "padded"
+        maps = None
+        if kernel == "explicit":
+            context, maps = _explicit(q, k, v, padding, dropout)
+        elif kernel == "jagged":
+            context = _jagged(q, k, v, padding.lengths, dropout)
+        else:
+            context = _padded(q, k, v, padding, dropout)
+        return context.flatten(1), maps
+
+
+class ResidualOutput(nn.Module):
+    """Linear, dropout, residual sum, LayerNorm."""
+
+    def __init__(self, inputs: int, hidden_size: int, dropout: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(inputs, hidden_size)
+        self.LayerNorm = layer_norm(hidden_size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """(S, inputs) and (S, H) to (S, H)."""
+        normed: Tensor = self.LayerNorm(self.dropout(self.dense(x)) + residual)
+        return normed
+
+
+class Attention(nn.Module):
+    """Self attention with its residual output."""
+
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float, attention_dropout: float) -> None:
+        super().__init__()
+        self.self = SelfAttention(hidden_size, num_heads, attention_dropout)
+        self.output = ResidualOutput(hidden_size, hidden_size, dropout)
+
+    def forward(self, x: Tensor, padding: Padding, kernel: Kernel) -> tuple[Tensor, Tensor | None]:
+        """See `SelfAttention.forward`."""
+        context, maps = self.self(x, padding, kernel)
+        return self.output(context, x), maps
+
+
+class Intermediate(nn.Module):
+    """First half of the feed-forward block."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, activation: str) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, intermediate_size)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(S, H) to (S, I)."""
+        return self.activation(self.dense(x))
+
+
+class Layer(nn.Module):
+    """One transformer layer."""
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        activation: str,
+        dropout: float,
+        attention_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(hidden_size, num_heads, dropout, attention_dropout)
+        self.intermediate = Intermediate(hidden_size, intermediate_size, activation)
+        self.output = ResidualOutput(intermediate_size, hidden_size, dropout)
+
+    def forward(self, x: Tensor, padding: Padding, kernel: Kernel) -> tuple[Tensor, Tensor | None]:
+        """(S, H) to (S, H), and the attention map of the explicit kernel."""
+        x, maps = self.attention(x, padding, kernel)
+        return self.output(self.intermediate(x), x), maps
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """Result of `Encoder`.
+
+    Attributes:
+        hidden: (S, H) of the last layer.
+        layers: (S, H) of every layer, when asked for.
+        attention: (Q, A, L, L) of every layer, when asked for.
+    """
+
+    hidden: Tensor
+    layers: tuple[Tensor, ...]
+    attention: tuple[Tensor, ...]
+
+
+class Encoder(nn.Module):
+    """A stack of `Layer`s; the arguments are theirs."""
+
+    def __init__(self, num_layers: int, **layer: int | float | str) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(**layer) for _ in range(num_layers))  # type: ignore[arg-type]
+
+    def forward(
+        self, x: Tensor, lengths: Lengths, *, kernel: Kernel = "auto", all_layers: bool = False
+    ) -> EncoderOutput:
+        """Encodes packed rows (S, H) of these lengths."""
+        padding = Padding.of(lengths)
+        layers, attention = [], []
+        for layer in self.layer:
+            x, maps = layer(x, padding, kernel)
+            if all_layers:
+                layers.append(x)
+            if maps is not None:
+                attention.append(maps)
+        return EncoderOutput(x, tuple(layers), tuple(attention))

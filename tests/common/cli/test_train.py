@@ -1,0 +1,273 @@
+import errno
+import logging
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common.cli import evaluate as evaluate_cli
+from common.cli import train as main
+from common.config.schema import ExperimentConfig, dump_config, load_config
+from common.errors import CheckpointError, ConfigError, UsageError
+from common.evaluation import checkpoints
+from common.models.pretrained import read_weights
+from common.training import loaders as build
+from common.training.optim import effective_batch_size
+from tests.common.training.toy import ToyModel, ToyTask, toy_config
+
+YAML = """
+MODULE: ResNetVLBERT
+RNG_SEED: 3
+OUTPUT_PATH: out
+MODEL_PREFIX: net
+GPUS: ""
+LOG_FREQUENT: 2
+NUM_WORKERS_PER_GPU: 0
+SCALES: [1, 2]
+DATASET: {DATASET: toy, TRAIN_IMAGE_SET: toytrain, TEST_IMAGE_SET: toytest}
+NETWORK: {IMAGE_FEAT_PRECOMPUTED: true}
+VAL: {BATCH_IMAGES: 5}
+TRAIN:
+  BATCH_IMAGES: 4
+  END_EPOCH: 2
+  LR: 0.01
+  ASPECT_GROUPING: false
+  LOSS_LOGGERS: ["loss,ToyLoss"]
+"""
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    path = tmp_path / "toy.cfg.yaml"
+    path.write_text(YAML)
+    return path
+
+
+def arguments(cfg, *more):
+    return main.train_parser("toy").parse_args(["--cfg", str(cfg), "--model-dir", str(cfg.parent), *more])
+
+
+def output(cfg):
+    return cfg.parent / "out" / "toy.cfg" / "toytrain_train"
+
+
+def test_a_whole_run(cfg):
+    assert main.run(lambda: main.train_net(arguments(cfg), ToyTask)) == 0
+    folder = output(cfg)
+    (log,) = folder.glob("*.log")
+    assert re.fullmatch(r"toy\.cfg_\d{4}-\d\d-\d\d-\d\d-\d\d\.log", log.name)
+    assert {path.name for path in folder.iterdir()} == {
+        *("net-0000.model", "net-0001.model", "net-best.model", "tensorboard_logs"),
+        *("resolved.yaml", "pretrained.txt", "toy.cfg.yaml", "toy.py", log.name),
+    }
+    text = log.read_text()
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} training args:Namespace", text, re.M)
+    for line in ("effective batch 4, base lr 0.04, 3 updates per epoch", "PROGRESS: 50.00%", "Best Val Acc"):
+        assert line in text
+    assert "|linear.weight    |torch.float32    |(1, 2)    |2    |" in text
+    assert "Epoch[1] Batch [2]\tSpeed" in text
+    assert load_config(ExperimentConfig, folder / "resolved.yaml").TRAIN.LR == 0.01
+
+
+def test_a_finished_run_resumes_without_reading_pretrained_weights(cfg, monkeypatch):
+    main.train_net(arguments(cfg, "--set", "TRAIN.END_EPOCH=1"), ToyTask)
+    monkeypatch.setattr(
+        ToyTask, "load_pretrained", lambda self, model: pytest.fail("pretrained weights were read")
+    )
+    _, resumed = main.train_net(arguments(cfg), ToyTask)
+    saved = read_weights(output(cfg) / "net-0001.model")
+    assert (saved["epoch"], saved["batch"], saved["global_step"]) == (2, 0, 6)
+    assert saved["versions"]["torch"] == str(torch.__version__)
+    monkeypatch.undo()
+    rank, straight = main.train_net(arguments(cfg, "--model-dir", str(cfg.parent / "b")), ToyTask)
+    assert rank is None
+    assert torch.equal(straight.linear.weight, resumed.linear.weight)
+
+
+def test_do_test_uses_the_best_checkpoint(cfg, caplog):
+    main.train_net(arguments(cfg, "--do-test"), ToyTask)
+    folder = output(cfg).parent / "toytest_test"
+    assert {path.name for path in folder.iterdir()} == {"net_test_ckpt_Q2AR.model", "net_toy.txt"}
+    assert (folder / "net_test_ckpt_Q2AR.model").samefile(output(cfg) / "net-best.model")
+    assert len((folder / "net_toy.txt").read_text().splitlines()) == 12
+
+
+def test_an_unwritable_output_folder(cfg):
+    (cfg.parent / "out").write_text("a file")
+    with pytest.raises(ConfigError, match=r"OUTPUT_PATH: .*toytrain_train: cannot write there"):
+        main.train_net(arguments(cfg), ToyTask)
+
+
+def test_flags_replace_keys(cfg):
+    args = arguments(
+        cfg, "--set", "TRAIN.LR=0.5", "--set", "VAL.BATCH_IMAGES=2", "--partial-pretrain", "a: b.model"
+    )
+    config = main.load_train_config(args, ToyTask)
+    assert config.TRAIN.LR == 0.5
+    assert config.VAL.BATCH_IMAGES == 2
+    assert config.NETWORK.PARTIAL_PRETRAIN == "a: b.model"
+    assert str(cfg.parent / "out") == config.OUTPUT_PATH
+    assert effective_batch_size(config.TRAIN, 1) == 4
+
+
+def test_nothing_to_train(cfg):
+    with pytest.raises(ConfigError, match=r"TRAIN\.END_EPOCH: 0: must be at least 1"):
+        main.load_train_config(arguments(cfg, "--set", "TRAIN.END_EPOCH=0"), ToyTask)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ConfigError("no such file"), 2, "error: no such file\n"),
+        (UsageError("--gpus 7"), 2, "error: --gpus 7\n"),
+        (CheckpointError("damaged"), 1, "error: damaged\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (OSError(errno.ENOSPC, "No space left", "x/events"), 1, "error: x/events: No space left\n"),
+    ],
+)
+def test_a_mistake_of_the_user_has_no_traceback(capsys, error, status, message):
+    def fail():
+        raise error
+
+    assert main.run(fail) == status
+    assert capsys.readouterr().err == message
+
+
+def test_a_missing_configuration_ends_with_status_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train", "--cfg", str(tmp_path / "none.yaml")])
+    with pytest.raises(SystemExit) as stop:
+        main.train_main(ToyTask)
+    assert stop.value.code == 2
+    assert "none.yaml" in capsys.readouterr().err
+
+
+def test_our_own_errors_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        main.run(lambda: 1 / 0)
+
+
+def test_a_log_on_a_full_disk_does_not_hide_what_ended_the_run(tmp_path, monkeypatch):
+    def full(handler):
+        handler.stream.close()
+        raise OSError(errno.ENOSPC, "No space left")
+
+    monkeypatch.setattr(logging.FileHandler, "close", full)
+    with pytest.raises(CheckpointError), main.log_file(tmp_path, "x.yaml"):
+        raise CheckpointError("no space for the checkpoint")
+
+
+def test_the_log_does_not_outlive_the_run(tmp_path):
+    before = list(logging.getLogger().handlers)
+    with main.log_file(tmp_path, "x/some.cfg.yaml"):
+        logging.getLogger("common").warning("hello")
+    assert logging.getLogger().handlers == before
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith("some.cfg_")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} hello\n", path.read_text())
+
+
+def test_parameter_table():
+    model = nn.Linear(5, 4)
+    model.bias.requires_grad = False
+    rule = "-" * (10 + 17 + 10 + 6 + 5)
+    assert main.parameter_table(model).splitlines() == [
+        ">> Trainable Parameters:",
+        rule,
+        "|Name      |Dtype            |Shape     |#Params|",
+        rule,
+        "|weight    |torch.float32    |(4, 5)    |20    |",
+        rule,
+        ">> # TrainableParams:    \t0.00\tM",
+        ">> # NonTrainableParams: \t0.00\tM",
+        ">> # TotalParams:        \t0.00\tM",
+    ]
+
+
+def test_seeds():
+    def draw():
+        main.seed_everything(7)
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    assert draw() == draw()
+
+
+def test_an_open_seed_is_drawn_once_for_a_run(tmp_path, caplog):
+    config = toy_config()
+    path = tmp_path / "net-0000.model"
+    torch.save({"config": dump_config(toy_config().model_copy(update={"RNG_SEED": 77}))}, path)
+    with caplog.at_level(logging.INFO):
+        assert main.with_seed(config, None, 5).RNG_SEED == 5
+        assert main.with_seed(config, path, 5).RNG_SEED == 77
+    assert "RNG_SEED -1: this run uses 77" in caplog.text
+    assert main.with_seed(config.model_copy(update={"RNG_SEED": 6}), path, 5).RNG_SEED == 6
+    for other in ({}, {"config": {"RNG_SEED": 77}}, {"config": "of another program"}):
+        torch.save(other, path)
+        assert main.with_seed(config, path, 5).RNG_SEED == 5
+
+
+def test_evaluation_flags():
+    parser = evaluate_cli.evaluation_parser("toy", result_path="./results")
+    args = parser.parse_args([])
+    assert vars(args) == {
+        **{
+            "cudnn_off": False,
+            "set": [],
+            "gpus": None,
+            "fp16": False,
+            "result_path": "./results",
+            "result_name": None,
+        },
+    }
+    assert parser.parse_args(["--gpus", "0", "1"]).gpus == [0, 1]
+
+
+def test_a_model_from_a_checkpoint(tmp_path):
+    model = ToyModel()
+    with torch.no_grad():
+        model.linear.bias.fill_(9)
+    torch.save(
+        {"state_dict": {f"module.{name}": value for name, value in model.state_dict().items()}},
+        tmp_path / "m",
+    )
+    loaded = checkpoints.load_model(ToyTask(toy_config()), tmp_path / "m", torch.device("cpu"))
+    assert loaded.linear.bias.item() == 9
+    assert not loaded.training
+
+
+def test_splits_use_their_own_settings():
+    config = toy_config(BATCH_IMAGES=5).model_copy(update={"RNG_SEED": 0, "NUM_WORKERS_PER_GPU": 0})
+    task = ToyTask(config)
+    assert [len(build.build_dataloader(task, split)) for split in ("train", "val")] == [3, 12]
+    batches = {split: build.build_dataloader(task, split).batch_sampler for split in ("train", "val")}
+    assert {split: (value.shuffle, value.pad) for split, value in batches.items()} == {
+        **{"train": (True, True), "val": (False, False)},
+    }
+
+
+def evaluation(cfg, *flags, split="test"):
+    argv = ["--cfg", str(cfg), "--model-dir", str(cfg.parent), *flags]
+    return evaluate_cli.load_evaluation(
+        evaluate_cli.checkpoint_parser("toy", "split").parse_args(argv), ToyTask, split
+    )
+
+
+def test_what_a_command_for_one_checkpoint_runs(cfg):
+    task, path, folder = evaluation(cfg)
+    assert path == output(cfg) / "net-best.model"
+    assert folder == cfg.parent / "out/toy.cfg/toytest_test"
+    assert folder.is_dir()
+    assert task.config.TEST.BATCH_IMAGES == 1
+
+
+def test_flags_of_a_command_for_one_checkpoint(cfg):
+    results = cfg.parent / "results"
+    flags = ("--ckpt", "x.model", "--bs", "7", "--split", "new", "--result-path", str(results))
+    task, path, folder = evaluation(cfg, *flags, "--set", "VAL.SHUFFLE=true", split="val")
+    assert (str(path), folder) == ("x.model", results)
+    assert (task.config.VAL.BATCH_IMAGES, task.config.VAL.SHUFFLE) == (7, False)
+    assert (task.config.DATASET.VAL_IMAGE_SET, task.config.DATASET.TEST_IMAGE_SET) == ("new", "toytest")
+    with pytest.raises(ConfigError, match=r"--set VAL.BATCH_IMAGES=0|VAL.BATCH_IMAGES: 0"):
+        evaluation(cfg, "--bs", "0", split="val")
