@@ -82,13 +82,13 @@ class StallDetector:
             arrived: whether it has come to a place where all ranks meet after a different number of beats.
         """
         self._place = [self._place[0] + 1, 0] if arrived else [self._place[0], self._place[1] + 1]
-        self.live(what)
+        self.keep_alive(what)
 
-    def live(self, what: str) -> None:
+    def keep_alive(self, what: str) -> None:
         """Says that this process works, on something that other ranks may not have to do: it is no further."""
         self._what, self._since = what, time.monotonic()
 
-    def started(self) -> None:
+    def first_step_done(self) -> None:
         """Ends the patience with the first step."""
         if self._patient:
             self._patient = False

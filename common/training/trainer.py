@@ -134,7 +134,7 @@ class Trainer(Progress):
                 self._micro_step(parts, watch)
             self.times = watch.take()
             self.finished += 1
-            self.watchdog.started()
+            self.watchdog.first_step_done()
             self.notify("on_batch_end")
             if (self.finished - 1) % self.task.config.LOG_FREQUENT == 0:
                 self.notify("on_log", self.metrics.compute())
@@ -159,7 +159,7 @@ class Trainer(Progress):
                 oom_context(self.where + place, part),
                 distributed.no_sync(self.model, active=not (is_last and ends)),
             ):
-                tell = beat if ends else self.watchdog.live
+                tell = beat if ends else self.watchdog.keep_alive
                 found.append(self._part(part, partial(share, number), partial(watch.lap, tell=tell)))
             self.guard.note(self.where + place, part, found[-1])
         losses = {name: torch.stack([each[name] for each in found]).sum() for name in found[0]}

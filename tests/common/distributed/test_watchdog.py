@@ -17,7 +17,7 @@ def watched(stall):
     """What each of two ranks says, and that of a run in which `stall(rank, watchdog)` is between two beats."""
     said = []
     with StallDetector(0.8, said.append) as watchdog:
-        watchdog.started()
+        watchdog.first_step_done()
         watchdog.heartbeat("a step")
         stall(distributed.rank(), watchdog)
         distributed.barrier()
@@ -63,7 +63,7 @@ def has_more_parts(rank, watchdog):
     if rank == 0:
         watchdog.heartbeat("a pass")
     for _ in range(3 * rank):
-        watchdog.live("a part")
+        watchdog.keep_alive("a part")
     time.sleep(1.6 * rank)
 
 
@@ -100,6 +100,6 @@ def test_who_has_stalled(tmp_path):
 
 def test_a_single_process_needs_none():
     with StallDetector(0.01, pytest.fail) as watchdog:
-        watchdog.started()
+        watchdog.first_step_done()
         time.sleep(0.05)
         watchdog.heartbeat("a step")
