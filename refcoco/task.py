@@ -91,7 +91,7 @@ class RefCOCOTask(PredictingTask[RefCOCOConfig, RefCOCOBatch, RefCOCOOutputs]):
             )
         ]
 
-    def tests(self) -> list[RefCOCOTask]:
+    def test_tasks(self) -> list[RefCOCOTask]:
         """This task on each test set that the dataset is known for."""
         data = self.config.DATASET
         names = TEST_SPLITS.get((data.DATASET, data.SPLIT_BY), DEFAULT_TEST_SPLITS)

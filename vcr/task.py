@@ -32,7 +32,7 @@ class VCRTask(PredictingTask[VCRConfig, VCRBatch, VCROutputs]):
     name = "vcr"
     config_class: ClassVar[type[ExperimentConfig]] = VCRConfig
     best_metric = "Acc"
-    names = OfficialNames((("vlbert.", "vlbert._module."),))
+    state_dict_names = OfficialNames((("vlbert.", "vlbert._module."),))
     checkpoint_identity_keys = ("TASK",)
 
     def build_dataset(self, split: Split) -> VCRDataset:

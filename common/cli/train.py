@@ -153,13 +153,13 @@ def _train_and_test(
     task = task_class(config)
     log_dir = Path(args.log_dir or folder / "tensorboard_logs")
     model = _train(task, device, folder, log_dir, Path(args.cfg), resumed, stop)
-    if args.do_test and not task.tests():
+    if args.do_test and not task.test_tasks():
         logger.warning("--do-test: %s has no test split", task.name)
     elif args.do_test:
         best = checkpoint.best_file(folder, config.MODEL_PREFIX)
         if distributed.gather_objects(best.exists())[0]:
             precision = Precision(device, config.TRAIN.precision)
-            for tested in task.tests():
+            for tested in task.test_tasks():
                 results = output_folder(tested.config, args.cfg, "test")
                 run_test(tested, best, results, device, precision)
         else:
@@ -186,7 +186,7 @@ def _train(
     model.to(device)
     if distributed.is_main():
         _describe(model, folder, cfg, config)
-    names = task.names
+    names = task.state_dict_names
     processes = distributed.world_size()
     optimizer = build_optimizer(config.TRAIN, checkpoint.named_parameters(model, names), processes)
     updates = updates_per_epoch(len(loader), config.TRAIN.GRAD_ACCUMULATE_STEPS)

@@ -59,7 +59,7 @@ def load_model(task: AnyTask, path: str | Path, device: torch.device) -> nn.Modu
     weights = weights_of(content, str(path))
     _check_task(task, checkpoint.config_of(content), str(path))
     model = task.build_model()
-    load_state(model, weights, task.names, str(path))
+    load_state(model, weights, task.state_dict_names, str(path))
     return model.to(device).eval()
 
 

@@ -46,14 +46,14 @@ class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
         name: folder name of the task.
         config_class: the schema of its yaml files.
         validates_losses: whether validation also reports the losses (pre-training does).
-        names: the names of its parameters on disk.
+        state_dict_names: maps parameter names to the names in checkpoint files.
         checkpoint_identity_keys: keys of `DATASET` that tell its models apart, which their parameters do not.
     """
 
     name: ClassVar[str]
     config_class: ClassVar[type[ExperimentConfig]]
     validates_losses: ClassVar[bool] = False
-    names: ClassVar[OfficialNames] = OfficialNames()
+    state_dict_names: ClassVar[OfficialNames] = OfficialNames()
     checkpoint_identity_keys: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: ConfigT) -> None:
@@ -84,7 +84,7 @@ class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
         if path:
             weights = weights_of(read_weights(path, "NETWORK.PARTIAL_PRETRAIN"), path)
             adapted = self.adapt_pretrained(weights, path)
-            report = load_matching(model, adapted, self.names, path)
+            report = load_matching(model, adapted, self.state_dict_names, path)
             reports.append(report)
             if not any(name.endswith("special_word_embeddings.weight") for name in report.loaded):
                 model.vlbert.copy_special_words()
@@ -143,7 +143,7 @@ class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
         weights = self.loss_weights
         return torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
 
-    def tests(self) -> Sequence[PredictingTask[ConfigT, BatchT, OutputsT]]:
+    def test_tasks(self) -> Sequence[PredictingTask[ConfigT, BatchT, OutputsT]]:
         """This task on each of the test sets that `--do-test` runs."""
         return []
 
@@ -151,7 +151,7 @@ class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
 class PredictingTask(Task[ConfigT, BatchT, OutputsT]):
     """A task with a test split, whose predictions are a file for its servers."""
 
-    def tests(self) -> Sequence[PredictingTask[ConfigT, BatchT, OutputsT]]:
+    def test_tasks(self) -> Sequence[PredictingTask[ConfigT, BatchT, OutputsT]]:
         """This task on each of the test sets that `--do-test` runs: the configured one."""
         return [self]
 

@@ -87,7 +87,7 @@ class Trainer(Progress):
         self.watchdog = watchdog or StallDetector(0)
         self.guard = Guard(self.train.ON_NONFINITE, self.device, self.precision.scaled)
         self.metrics = Metrics(self.device)
-        self.names = task.names
+
         self.grad_norm = None
 
     def notify(self, hook: str, *args: Any) -> None:
@@ -208,7 +208,7 @@ class Trainer(Progress):
             TrainingError: the weights are not worth saving.
         """
         self.guard.settle()
-        weights = checkpoint.model_state(self.model, self.names)
+        weights = checkpoint.model_state(self.model, self.task.state_dict_names)
         check_finite(weights)
         state = {
             "state_dict": weights,
@@ -242,7 +242,7 @@ class Trainer(Progress):
             raise CheckpointError(
                 f"{source}: not a training checkpoint, it has no {' and no '.join(missing)}"
             )
-        load_state(distributed.unwrap(self.model), state["state_dict"], self.names, source)
+        load_state(distributed.unwrap(self.model), state["state_dict"], self.task.state_dict_names, source)
         checkpoint.load_optimizer(self.optimizer, state["optimizer"], source)
         self.schedule.load_state_dict(state.get("schedule", {}))
         self.precision.load_state_dict(state.get("scaler", {}))

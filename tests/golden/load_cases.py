@@ -189,7 +189,7 @@ def copies_segment(network: Any) -> bool:
 
 def run_task(case: Case, report: Report) -> None:
     task = build_task(case, report)
-    names = task.names
+    names = task.state_dict_names
     model, weights = task.build_model(), checkpoint(case)
     before, network = seed(case, model, names), task.config.NETWORK
 
@@ -256,9 +256,9 @@ def run_answers(case: Case, report: Report) -> None:
     # The case's answers lack <unk>, which a vocabulary file must have.
     task.vocabulary = AnswerVocabulary(tuple(document["answers"]))
     model = task.build_model()
-    before = seed(case, model, task.names)
+    before = seed(case, model, task.state_dict_names)
     task.load_pretrained(model)
-    after = values_of(model, task.names)
+    after = values_of(model, task.state_dict_names)
     compare_state(case, report, before, after, {})
     (name,), (values,) = document["after"], document["values"].values()
     report.close("columns", after[name][:, : len(values[0])], values, 1e-6)

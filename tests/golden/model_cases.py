@@ -24,7 +24,7 @@ def build_model(case: Case, task: AnyTask) -> torch.nn.Module:
     """The task's model, seeded by the rule, without dropout."""
     model = task.build_model()
     no_dropout(model)
-    seed_module(model, task.names, case.document["salt"], case.document["norm_weights"])
+    seed_module(model, task.state_dict_names, case.document["salt"], case.document["norm_weights"])
     return model.train()
 
 
@@ -36,7 +36,7 @@ def run_model(case: Case, report: Report) -> None:
     adapter, document = adapter_of(case), case.document
     task, arrays = build_task(case, report), arguments(case)
     model, batch = build_model(case, task), adapter.batch(task, arrays)
-    compare_entries(case, report, task.names.to_official(model.state_dict()))
+    compare_entries(case, report, task.state_dict_names.to_official(model.state_dict()))
     outputs = model(batch)
     values = dict.fromkeys(adapter.losses, np.zeros(()))
     if "loss" in document:
@@ -45,8 +45,8 @@ def run_model(case: Case, report: Report) -> None:
         report.close("loss", loss.item(), document["loss"], document["suggested_tolerance"]["loss_abs"])
         values |= {name: value.detach().numpy() for name, value in losses.items()}
         loss.backward()
-        compare_gradients(case, report, model, task.names)
-        compare_buffers(case, report, model, task.names)
+        compare_gradients(case, report, model, task.state_dict_names)
+        compare_buffers(case, report, model, task.state_dict_names)
     with torch.no_grad():
         outputs = adapter.everywhere(model, batch, outputs)
     values |= adapter.results(outputs, batch, arrays)

@@ -118,7 +118,7 @@ def run_initial_values(case: Case, report: Report) -> None:
         one = Case(case.root, case.path, entry, f"{case.name}/{name}", case.document)
         torch.manual_seed(0)
         task = build_task(one, report)
-        state = task.names.to_official(task.build_model().state_dict())
+        state = task.state_dict_names.to_official(task.build_model().state_dict())
         for parameter, expected in entry["parameters"].items():
             if isinstance(expected, str):
                 report.skip(f"{name}: {expected}", load_cases.RULE_SPECIAL)
@@ -173,7 +173,7 @@ def trajectory(case: Case, begin_epoch: int = 0) -> tuple[Trainer, list[Any], Re
     task = build_task(case)
     train = task.config.TRAIN.model_copy(update={"BEGIN_EPOCH": begin_epoch})
     task = type(task)(task.config.model_copy(update={"TRAIN": train}))
-    model, names = task.build_model(), task.names
+    model, names = task.build_model(), task.state_dict_names
     no_dropout(model)
     seed_module(model, names, case.document["salt"], load_cases.norm_weights(model, names))
     processes = task.config.GPUS.count(",") + 1
@@ -243,8 +243,11 @@ def compare_steps(case: Case, report: Report, recorder: Recorder, steps: int, gr
 
 def compare_weights(case: Case, report: Report, trainer: Trainer) -> None:
     document, allowed = case.document, case.document["suggested_tolerance"]
-    salt, norms = document["salt"], frozenset(load_cases.norm_weights(trainer.model, trainer.names))
-    parameters = named_parameters(trainer.model, trainer.names)
+    salt, norms = (
+        document["salt"],
+        frozenset(load_cases.norm_weights(trainer.model, trainer.task.state_dict_names)),
+    )
+    parameters = named_parameters(trainer.model, trainer.task.state_dict_names)
     noise = {name for name, _ in document["noise_parameters"]}
     loose = {name for name, _ in document["loose_parameters"]}
     fixed = set(document["unchanged_parameters"])

@@ -55,9 +55,9 @@ def test_counts(name, source, matched, wrapper):
             wrapper + entry: torch.empty(shape, dtype=getattr(torch, dtype))
             for entry, (shape, dtype) in manifest["state_dict"].items()
         }
-    report = load_matching(model, task.adapt_pretrained(weights, "file"), task.names, "file")
-    internal = {task.names.internal(entry): None for entry in report.loaded}
-    assert len(task.names.to_official(internal)) == matched
+    report = load_matching(model, task.adapt_pretrained(weights, "file"), task.state_dict_names, "file")
+    internal = {task.state_dict_names.internal(entry): None for entry in report.loaded}
+    assert len(task.state_dict_names.to_official(internal)) == matched
     assert all(entry.startswith(NOT_IN_FILE[folder]) for entry in report.missing)
     assert bool(report.missing) == bool(NOT_IN_FILE[folder])
     assert all(any(part in entry for part in NOT_USED[folder]) for entry in report.unused)

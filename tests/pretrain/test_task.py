@@ -143,6 +143,6 @@ def test_a_vocabulary_beyond_the_word_table(tmp_path):
 
 def test_there_is_no_test_split(tmp_path):
     task = thin_task("multitask", "NETWORK.BERT_MODEL_NAME=tests/golden/model/tiny_bert")
-    assert not task.tests()
+    assert not task.test_tasks()
     with pytest.raises(ConfigError, match="no test split"):
         build_dataloader(task, "test")

@@ -75,7 +75,7 @@ def test_the_result_file(task, tmp_path, caplog):
         {**record, "sent_id": 71, "hit": False},
         {**record, "sent_id": 72, "same_region": None},
     ]
-    tested = task.tests()[1]
+    tested = task.test_tasks()[1]
     path = tested.result_file(tmp_path, "name")
     assert path.name == "name_refcoco+_testA.json"
     with caplog.at_level(logging.INFO):
@@ -119,7 +119,7 @@ def test_the_head_starts_from_the_region_head_of_pretraining(tmp_path, prefix):
         prefix + name.replace("final_mlp.0.", "vlbert.mvrc_head.transform."): (
             torch.randn_like(value) if value.is_floating_point() else value
         )
-        for name, value in RefCOCOTask.names.to_official(model.state_dict()).items()
+        for name, value in RefCOCOTask.state_dict_names.to_official(model.state_dict()).items()
         if not name.startswith("final_mlp.2")
     }
     path = tmp_path / "pretrained.model"

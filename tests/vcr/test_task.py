@@ -66,7 +66,7 @@ def test_predictions_are_shares_of_each_group_of_four():
 def pretrained():
     """A pre-training checkpoint for the thin model, and that model."""
     _, model = thin_task()
-    names = VCRTask.names
+    names = VCRTask.state_dict_names
     state = {}
     for official, value in names.to_official(model.state_dict()).items():
         name = official.replace("vlbert._module.", "vlbert.")

@@ -136,7 +136,7 @@ def pretraining(prefix: str = "") -> dict[str, torch.Tensor]:
     task, model = thin_task()
     torch.manual_seed(1)
     state = {}
-    for ours, value in task.names.to_official(model.state_dict()).items():
+    for ours, value in task.state_dict_names.to_official(model.state_dict()).items():
         name = ours.replace("final_mlp.0.", "vlbert.mlm_head.predictions.transform.")
         if not name.startswith("final_mlp"):
             state[prefix + name] = torch.randn_like(value)

@@ -49,13 +49,13 @@ def test_state_dict_equals_the_manifest(path):
     task.tokenizer = SimpleNamespace(cls_id=101, sep_id=102)
     with torch.device("meta"):
         model = task.build_model()
-    state = task.names.to_official(model.state_dict())
+    state = task.state_dict_names.to_official(model.state_dict())
     found = {
         name: [list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in state.items()
     }
     assert list(found.items()) == list(expected["state_dict"].items())
     trainable = [name for name, value in model.named_parameters() if value.requires_grad]
-    assert {task.names.official(name) for name in trainable} == set(expected["trainable"])
+    assert {task.state_dict_names.official(name) for name in trainable} == set(expected["trainable"])
     assert sum(value.numel() for value in model.parameters()) == expected["num_params"]
 
 

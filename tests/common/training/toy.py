@@ -149,7 +149,7 @@ def toy_batches(count):
 def toy_trainer(config, batches_per_epoch, callbacks=(), task_class=ToyTask, model=None, processes=1):
     task = task_class(config)
     model = model or task.build_model()
-    names = task.names
+    names = task.state_dict_names
     parameters = {names.official(name): value for name, value in model.named_parameters()}
     optimizer = build_optimizer(config.TRAIN, parameters, processes)
     updates = updates_per_epoch(batches_per_epoch, config.TRAIN.GRAD_ACCUMULATE_STEPS)
