@@ -19,6 +19,7 @@ from common.config.schema import load_config
 from common.config.yaml_tree import load_yaml
 from common.distributed import process_group as distributed
 from common.evaluation.outputs import ensure_writable_dir
+from common.models.pretrained import read_weights
 from common.training import checkpoint
 from common.training.precision import Precision
 from common.training.run_folder import output_folder, run_folder, with_output_root, with_seed
@@ -84,8 +85,9 @@ def load_evaluation(
     folder = (
         ensure_writable_dir(args.result_path) if args.result_path else output_folder(config, args.cfg, split)
     )
-    # The random decisions of the run's own validation; without its seed, the same every time.
-    return task_class(with_seed(config, path, config.RNG_SEED)), path, folder
+    # Use the random decisions of the run's own validation.
+    saved = checkpoint.config_of(read_weights(path)) if config.RNG_SEED < 0 else {}
+    return task_class(with_seed(config, saved, config.RNG_SEED)), path, folder
 
 
 def setup_eval(args: argparse.Namespace, gpus_listed: str | None = None) -> tuple[torch.device, Precision]:

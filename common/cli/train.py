@@ -1,7 +1,4 @@
-"""What all entry points share: arguments, configuration, output folder, log, seeds, building and training.
-
-Sources: train_eval spec, sections 2 and 3.1.
-"""
+"""The training command: builds everything that a run needs, trains, and tests the best checkpoint."""
 
 from __future__ import annotations
 
@@ -12,17 +9,19 @@ import logging
 import random
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from common.cli.run import log_file, parser, run
+from common.cli.run import log_file, parser
+from common.cli.run import run as run_command
 from common.config.schema import ExperimentConfig, dump_config, load_config
-from common.data.loader import worker_crash_context
+from common.data.loader import BatchLoader, worker_crash_context
 from common.distributed import process_group as distributed
 from common.distributed.signals import GracefulShutdown, Interruptible, ignore_signals
 from common.distributed.watchdog import StallDetector
@@ -30,15 +29,16 @@ from common.errors import ConfigError
 from common.evaluation.checkpoints import run_test
 from common.evaluation.evaluator import evaluate
 from common.files import remove_leftovers
-from common.models.pretrained import LoadReport, read_weights
+from common.models.pretrained import read_weights
 from common.training import checkpoint
-from common.training.callbacks import Callback, Checkpointing, ProgressBar, Speedometer, ValidationMonitor
+from common.training.callbacks import Checkpointing, ProgressBar, Speedometer, ValidationMonitor
+from common.training.checkpoint import ResumePoint
 from common.training.dry_run import dry_run
 from common.training.loaders import build_dataloader
 from common.training.optim import build_optimizer, build_schedule, effective_batch_size
 from common.training.precision import Precision
 from common.training.run_folder import output_folder, with_output_root, with_seed
-from common.training.state import updates_per_epoch
+from common.training.state import steps_per_epoch
 from common.training.task import AnyTask
 from common.training.tensorboard import TensorBoard
 from common.training.trainer import Trainer
@@ -46,30 +46,203 @@ from common.training.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 
-Resumed = tuple[Path, int] | None
-"""The checkpoint that a run continues from, and the epoch that it ended."""
+@dataclass
+class Run:
+    """Everything that a training run is started with.
+
+    Attributes:
+        task: the task, under the final configuration.
+        cfg_path: yaml file of the experiment.
+        output_dir: folder of checkpoints, log and copies of the configuration.
+        log_dir: folder of the TensorBoard files.
+        device: device of this process.
+        precision: precision of the forward pass.
+        shutdown: receives the signals that end the run.
+        resume_from: checkpoint to resume from; None to start from the pretrained weights.
+    """
+
+    task: AnyTask
+    cfg_path: Path
+    output_dir: Path
+    log_dir: Path
+    device: torch.device
+    precision: Precision
+    shutdown: GracefulShutdown
+    resume_from: ResumePoint | None
 
 
 def train_parser(description: str, partial_pretrain: bool = True) -> argparse.ArgumentParser:
     """Returns the parser of a `train_end2end.py`; pre-training has no `--partial-pretrain`."""
     result = parser(description)
     result.add_argument("--cfg", required=True, help="yaml file of the experiment")
-    result.add_argument("--model-dir", help="folder in front of OUTPUT_PATH")
+    result.add_argument("--model-dir", help="root folder of OUTPUT_PATH")
     result.add_argument(
-        "--log-dir", help="folder of the tensorboard files (default: below the output folder)"
+        "--log-dir", help="folder of the TensorBoard files (default: inside the output folder)"
     )
     result.add_argument(
-        "--dist", action="store_true", help="one of several processes; torchrun describes them"
+        "--dist", action="store_true", help="run as one of several processes that torchrun started"
     )
-    result.add_argument("--slurm", action="store_true", help="read the description from SLURM's variables")
+    result.add_argument("--slurm", action="store_true", help="read rank and world size from SLURM variables")
     result.add_argument("--do-test", action="store_true", help="test the best checkpoint after training")
     if partial_pretrain:
         result.add_argument("--partial-pretrain", help="checkpoint to start from (NETWORK.PARTIAL_PRETRAIN)")
     return result
 
 
+def train_main(task_class: type[AnyTask], partial_pretrain: bool = True) -> None:
+    """Entry point of a `train_end2end.py`; ends the process."""
+    flags = train_parser(f"Train {task_class.name}.", partial_pretrain)
+    sys.exit(run_command(lambda: train_net(flags.parse_args(), task_class)))
+
+
+def train_net(args: argparse.Namespace, task_class: type[AnyTask]) -> tuple[int | None, nn.Module]:
+    """Trains as the command line says.
+
+    Returns:
+        The rank, None with a single process, and the model.
+    """
+    config = load_train_config(args, task_class)
+    # Install the signal handlers before the rendezvous, which may wait for other processes.
+    with GracefulShutdown(config.TRAIN.resumable) as shutdown:
+        device = distributed.setup_device(
+            dist_flag=args.dist, slurm=args.slurm, gpus_flag=None, gpus_listed=config.GPUS
+        )
+        torch.backends.cudnn.enabled = not args.cudnn_off
+        output_dir = output_folder(config, args.cfg, "train")
+        with log_file(output_dir, args.cfg):
+            resume_from = find_resume_point(config, output_dir)
+            # All ranks use the seed of rank 0; a resumed run keeps its seed.
+            saved = checkpoint.config_of(resume_from.state) if resume_from else {}
+            config = with_seed(config, saved, default=random.SystemRandom().randrange(2**31))
+            logger.info("training args:%s", args)
+            logger.info("training config:\n%s", dump_config(config))
+            run = Run(
+                task=task_class(config),
+                cfg_path=Path(args.cfg),
+                output_dir=output_dir,
+                log_dir=Path(args.log_dir or output_dir / "tensorboard_logs"),
+                device=device,
+                precision=Precision(device, config.TRAIN.precision, config.TRAIN.FP16_LOSS_SCALE),
+                shutdown=shutdown,
+                resume_from=resume_from,
+            )
+            del resume_from  # the trainer frees the state once it is loaded
+            model = train(run)
+            if args.do_test:
+                test_best_checkpoint(run)
+    return (distributed.rank() if distributed.is_distributed() else None), model
+
+
+def train(run: Run) -> nn.Module:
+    """Trains until the end of the run and returns the model, without DDP."""
+    config = run.task.config
+    seed_everything(config.RNG_SEED)
+    # Data first: errors in it show before large weight files are read.
+    train_loader, val_loader = build_dataloader(run.task, "train"), build_dataloader(run.task, "val")
+    stall_detector = StallDetector(config.STALL_SECONDS)
+    trainer = build_trainer(run, train_loader, val_loader, stall_detector)
+    dry_run(trainer, train_loader)
+    crash_context = worker_crash_context(training=train_loader, validation=val_loader)
+    with stall_detector, run.shutdown.deferred(), crash_context:
+        trainer.fit(train_loader)
+    return distributed.unwrap(trainer.model)
+
+
+def build_trainer(
+    run: Run, train_loader: BatchLoader[Any], val_loader: BatchLoader[Any], stall_detector: StallDetector
+) -> Trainer:
+    """Builds model, optimizer, schedule and callbacks, and restores the checkpoint that the run resumes from."""
+    task, config = run.task, run.task.config
+    model = task.build_model()
+    if run.resume_from is None:
+        reports = task.load_pretrained(model)
+        for report in reports:
+            logger.info("%s", report)
+        if reports and distributed.is_main():
+            text = "\n".join(report.details() for report in reports)
+            (run.output_dir / "pretrained.txt").write_text(text, encoding="utf-8")
+    model.to(run.device)
+    if distributed.is_main():
+        logger.info("%s", parameter_table(model))
+        for source in (run.cfg_path, Path(inspect.getfile(type(model)))):
+            copy = run.output_dir / source.name
+            if not (copy.exists() and copy.samefile(source)):  # a run may start from its own copy
+                shutil.copyfile(source, copy)
+        (run.output_dir / "resolved.yaml").write_text(dump_config(config), encoding="utf-8")
+
+    world_size = distributed.world_size()
+    parameters = checkpoint.named_parameters(model, task.state_dict_names)
+    optimizer = build_optimizer(config.TRAIN, parameters, world_size)
+    steps = steps_per_epoch(len(train_loader), config.TRAIN.GRAD_ACCUMULATE_STEPS)
+    schedule = build_schedule(config.TRAIN, optimizer, steps)
+    batch_size = effective_batch_size(config.TRAIN, world_size)
+    base_lr = config.TRAIN.LR * batch_size
+    logger.info("effective batch size %d, base lr %g, %d steps per epoch", batch_size, base_lr, steps)
+    model = distributed.wrap_ddp(model)
+    # From here on every rank draws its own dropout masks.
+    seed_everything(config.RNG_SEED + distributed.rank())
+
+    for loader in (train_loader, val_loader):
+        loader.worker_init_fn = ignore_signals
+    val_batches = Interruptible(val_loader, run.shutdown, stall_detector.heartbeat)
+    validate = partial(evaluate, task, model, val_batches, run.device, "val", run.precision)
+    monitor = ValidationMonitor(validate, task.best_metric, config.VAL_FREQUENT)
+    first_epoch = run.resume_from.epoch if run.resume_from else config.TRAIN.BEGIN_EPOCH
+    rank = distributed.rank() if distributed.is_distributed() else None
+    extra = {"config": dump_config(config), "versions": checkpoint.versions()}
+    callbacks = [
+        Speedometer(
+            world_size * sum(config.TRAIN.batch_sizes),
+            config.LOG_FREQUENT,
+            len(train_loader),
+            config.TRAIN.END_EPOCH - first_epoch,
+            rank,
+        ),
+        ProgressBar(),
+        TensorBoard(run.log_dir if rank is None else run.log_dir / "rank0"),
+        monitor,
+        Checkpointing(run.output_dir, config, monitor, extra, run.shutdown.check),
+    ]
+    trainer = Trainer(task, model, optimizer, schedule, run.device, callbacks, run.precision, stall_detector)
+    if run.resume_from is not None:
+        path, epoch, _, state = run.resume_from
+        logger.info("%s training from %s", "Continue" if config.TRAIN.RESUME else "Auto continue", path)
+        trainer.load_state_dict(state, str(path), epoch)
+        run.resume_from = None  # free the memory of the state
+    return trainer
+
+
+def find_resume_point(config: ExperimentConfig, output_dir: Path) -> ResumePoint | None:
+    """Finds the checkpoint that all ranks resume from. Collective."""
+    resume_from = None
+    if distributed.is_main():
+        remove_leftovers(output_dir, f"{config.MODEL_PREFIX}-*.model")
+        resume_from = checkpoint.find_resume_point(output_dir, config.MODEL_PREFIX, config.TRAIN)
+    # Rank 0 decides: on a shared file system other ranks may see a file that it does not see.
+    position = resume_from and resume_from[:3]
+    position = distributed.gather_objects(position)[0]
+    if position is not None and resume_from is None:
+        resume_from = ResumePoint(*position, read_weights(position[0]))
+    return resume_from
+
+
+def test_best_checkpoint(run: Run) -> None:
+    """Tests the best checkpoint on the test splits of the task (`--do-test`)."""
+    config = run.task.config
+    best = checkpoint.best_file(run.output_dir, config.MODEL_PREFIX)
+    tasks = run.task.test_tasks()
+    if not tasks:
+        logger.warning("--do-test: %s has no test split", run.task.name)
+    elif not distributed.gather_objects(best.exists())[0]:
+        logger.warning("--do-test: no best checkpoint %s", best)
+    else:
+        for task in tasks:
+            folder = output_folder(task.config, run.cfg_path, "test")
+            run_test(task, best, folder, run.device, run.precision)
+
+
 def parameter_table(model: nn.Module) -> str:
-    """Returns the table of trainable parameters and the three sums (spec section 2.4)."""
+    """Returns the table of trainable parameters, and the numbers of trainable, frozen and all parameters."""
     rows = [
         (name, str(value.dtype), str(tuple(value.shape)), str(value.numel()))
         for name, value in model.named_parameters()
@@ -87,7 +260,7 @@ def parameter_table(model: nn.Module) -> str:
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds the global generators of Python, NumPy and torch."""
+    """Seeds the global random generators of Python, NumPy and PyTorch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -97,163 +270,12 @@ def load_train_config(args: argparse.Namespace, task_class: type[AnyTask]) -> Ex
     """Reads `--cfg` and applies `--set`, `--partial-pretrain` and `--model-dir`.
 
     Raises:
-        ConfigError: see `load_config`; also for a configuration without an epoch to train.
+        ConfigError: see `load_config`; or the configuration has no epoch to train.
     """
     overrides = list(args.set)
     if getattr(args, "partial_pretrain", None) is not None:
         overrides.append(f"NETWORK.PARTIAL_PRETRAIN={json.dumps(args.partial_pretrain)}")
     config = load_config(task_class.config_class, args.cfg, overrides)
     if config.TRAIN.END_EPOCH < 1:
-        raise ConfigError(
-            f"{args.cfg}: TRAIN.END_EPOCH: {config.TRAIN.END_EPOCH}: must be at least 1 to train"
-        )
+        raise ConfigError(f"{args.cfg}: TRAIN.END_EPOCH: {config.TRAIN.END_EPOCH}: must be at least 1")
     return with_output_root(config, args.model_dir)
-
-
-def train_main(task_class: type[AnyTask], partial_pretrain: bool = True) -> None:
-    """Entry point of a `train_end2end.py`; ends the process."""
-    flags = train_parser(f"Train {task_class.name}.", partial_pretrain)
-    sys.exit(run(lambda: train_net(flags.parse_args(), task_class)))
-
-
-def train_net(args: argparse.Namespace, task_class: type[AnyTask]) -> tuple[int | None, nn.Module]:
-    """Trains as the command line says.
-
-    Returns:
-        The rank, None with a single process, and the model.
-    """
-    config = load_train_config(args, task_class)
-    with GracefulShutdown(config.TRAIN.resumable) as stop:  # other processes may be waited for
-        device = distributed.setup_device(
-            dist_flag=args.dist, slurm=args.slurm, gpus_flag=None, gpus_listed=config.GPUS
-        )
-        torch.backends.cudnn.enabled = not args.cudnn_off
-        folder = output_folder(config, args.cfg, "train")
-        with log_file(folder, args.cfg):
-            model = _train_and_test(args, task_class, config, device, folder, stop)
-    return (distributed.rank() if distributed.is_distributed() else None), model
-
-
-def _train_and_test(
-    args: argparse.Namespace,
-    task_class: type[AnyTask],
-    config: ExperimentConfig,
-    device: torch.device,
-    folder: Path,
-    stop: GracefulShutdown,
-) -> nn.Module:
-    if distributed.is_main():
-        remove_leftovers(folder, f"{config.MODEL_PREFIX}-*.model")
-    # One rank decides: the others could see a file that it does not.
-    found = checkpoint.find(folder, config.MODEL_PREFIX, config.TRAIN) if distributed.is_main() else None
-    resumed: Resumed = distributed.gather_objects(found)[0]
-    config = with_seed(config, resumed and resumed[0], random.SystemRandom().randrange(2**31))
-    logger.info("training args:%s", args)
-    logger.info("training config:\n%s", dump_config(config))
-    task = task_class(config)
-    log_dir = Path(args.log_dir or folder / "tensorboard_logs")
-    model = _train(task, device, folder, log_dir, Path(args.cfg), resumed, stop)
-    if args.do_test and not task.test_tasks():
-        logger.warning("--do-test: %s has no test split", task.name)
-    elif args.do_test:
-        best = checkpoint.best_file(folder, config.MODEL_PREFIX)
-        if distributed.gather_objects(best.exists())[0]:
-            precision = Precision(device, config.TRAIN.precision)
-            for tested in task.test_tasks():
-                results = output_folder(tested.config, args.cfg, "test")
-                run_test(tested, best, results, device, precision)
-        else:
-            logger.warning("--do-test: there is no best checkpoint %s", best)
-    return model
-
-
-def _train(
-    task: AnyTask,
-    device: torch.device,
-    folder: Path,
-    log_dir: Path,
-    cfg: Path,
-    resumed: Resumed,
-    stop: GracefulShutdown,
-) -> nn.Module:
-    config = task.config
-    seed_everything(config.RNG_SEED)
-    # Data first: what is wrong with it shows before large files are read.
-    loader, val_loader = build_dataloader(task, "train"), build_dataloader(task, "val")
-    model = task.build_model()
-    if resumed is None:
-        _report(task.load_pretrained(model), folder)
-    model.to(device)
-    if distributed.is_main():
-        _describe(model, folder, cfg, config)
-    names = task.state_dict_names
-    processes = distributed.world_size()
-    optimizer = build_optimizer(config.TRAIN, checkpoint.named_parameters(model, names), processes)
-    updates = updates_per_epoch(len(loader), config.TRAIN.GRAD_ACCUMULATE_STEPS)
-    schedule = build_schedule(config.TRAIN, optimizer, updates)
-    batch = effective_batch_size(config.TRAIN, processes)
-    logger.info(
-        "effective batch %d, base lr %g, %d updates per epoch", batch, config.TRAIN.LR * batch, updates
-    )
-    model = distributed.wrap_ddp(model)
-    # From here on every rank draws its own dropout.
-    seed_everything(config.RNG_SEED + distributed.rank())
-    precision = Precision(device, config.TRAIN.precision, config.TRAIN.FP16_LOSS_SCALE)
-    watchdog = StallDetector(config.STALL_SECONDS)
-    for each in (loader, val_loader):
-        each.worker_init_fn = ignore_signals
-    validation = Interruptible(val_loader, stop, watchdog.heartbeat)
-    validate = partial(evaluate, task, model, validation, device, "val", precision)
-    epochs = config.TRAIN.END_EPOCH - (resumed[1] + 1 if resumed else config.TRAIN.BEGIN_EPOCH)
-    callbacks = _callbacks(task, validate, (epochs, len(loader)), folder, log_dir, stop)
-    trainer = Trainer(task, model, optimizer, schedule, device, callbacks, precision, watchdog)
-    if resumed is not None:
-        path, epoch = resumed
-        logger.info("%s training from %s", "Continue" if config.TRAIN.RESUME else "Auto continue", path)
-        trainer.load_state_dict(read_weights(path), str(path), epoch + 1)
-    dry_run(trainer, loader)
-    with watchdog, stop.deferred(), worker_crash_context(training=loader, validation=val_loader):
-        trainer.fit(loader)
-    return distributed.unwrap(model)
-
-
-def _callbacks(
-    task: AnyTask,
-    validate: Callable[[], dict[str, float]],
-    size: tuple[int, int],
-    folder: Path,
-    log_dir: Path,
-    stop: GracefulShutdown,
-) -> list[Callback]:
-    """Returns the callbacks of a run of `size` epochs and micro batches per epoch."""
-    config, (epochs, batches) = task.config, size
-    several = distributed.is_distributed()
-    samples = distributed.world_size() * sum(config.TRAIN.batch_sizes)
-    monitor = ValidationMonitor(validate, task.best_metric, config.VAL_FREQUENT)
-    extra = {"config": dump_config(config), "versions": checkpoint.versions()}
-    return [
-        Speedometer(samples, config.LOG_FREQUENT, batches, epochs, distributed.rank() if several else None),
-        ProgressBar(),
-        TensorBoard(log_dir / "rank0" if several else log_dir),
-        monitor,
-        Checkpointing(folder, config, monitor, extra, stop.check),
-    ]
-
-
-def _describe(model: nn.Module, folder: Path, cfg: Path, config: ExperimentConfig) -> None:
-    """Logs the parameters and keeps copies of what defines the run beside its results."""
-    logger.info("%s", parameter_table(model))
-    for source in (cfg, Path(inspect.getfile(type(model)))):
-        copy = folder / source.name
-        if not (copy.exists() and copy.samefile(source)):  # a run may start from its own copy
-            shutil.copyfile(source, copy)
-    (folder / "resolved.yaml").write_text(dump_config(config), encoding="utf-8")
-
-
-def _report(reports: Sequence[LoadReport], folder: Path) -> None:
-    """Logs what the pretrained files gave, and keeps every name in `pretrained.txt`."""
-    for report in reports:
-        logger.info("%s", report)
-    if reports and distributed.is_main():
-        text = "\n".join(report.details() for report in reports)
-        (folder / "pretrained.txt").write_text(text, encoding="utf-8")

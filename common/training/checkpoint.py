@@ -1,9 +1,8 @@
-"""Checkpoint files: written whole or not at all, found again, put back. Source: train_eval spec, 3.6, 3.7."""
+"""Checkpoint files of a run: names, writing, reading, and which one a run resumes from."""
 
 from __future__ import annotations
 
 import logging
-import math
 import platform
 import random
 import re
@@ -12,7 +11,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,32 +30,31 @@ logger = logging.getLogger(__name__)
 
 
 def epoch_file(folder: Path, prefix: str, epoch: int) -> Path:
-    """Path of the checkpoint after epoch number `epoch` (from 0)."""
+    """Returns the path of the checkpoint after epoch `epoch` (from 0)."""
     return folder / f"{prefix}-{epoch:04d}.model"
 
 
 def best_file(folder: Path, prefix: str) -> Path:
-    """Path of the checkpoint with the best validation result."""
     return folder / f"{prefix}-best.model"
 
 
 def latest_file(folder: Path, prefix: str) -> Path:
-    """Path of the newest state of a run, also inside an epoch (`CHECKPOINT_STEPS`, or saved on a signal)."""
+    """Returns the path of the newest state of a run, which may be inside an epoch (`CHECKPOINT_STEPS`, signals)."""
     return folder / f"{prefix}-latest.model"
 
 
 def previous_file(folder: Path, prefix: str) -> Path:
-    """Path of what was the latest state before."""
+    """Returns the path of the latest state before the newest."""
     return folder / f"{prefix}-previous.model"
 
 
 def write(state: Mapping[str, Any], path: Path) -> None:
-    """Saves `state`; a kill at any moment leaves the old file or the new one.
+    """Saves a checkpoint atomically: a kill at any moment leaves the old file or the new one.
 
-    The file carries a checksum of each of its parts, by which `read` knows a damaged one.
+    The zip container has a checksum of each member, which `read` verifies.
 
     Raises:
-        CheckpointError: the folder or disk does not take it.
+        CheckpointError: the file cannot be written.
     """
 
     def fill(temporary: Path) -> None:
@@ -70,10 +68,10 @@ def write(state: Mapping[str, Any], path: Path) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Makes `target` the same file as `source` (`link_file`).
+    """Makes `target` a hard link to `source`, or a copy (`link_file`).
 
     Raises:
-        CheckpointError: the folder or disk does not take it.
+        CheckpointError: the file cannot be written.
     """
     try:
         link_file(source, target)
@@ -82,9 +80,9 @@ def link(source: Path, target: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint as `read_weights` does, after comparing the checksums of its parts.
+    """Verifies the checksums of a checkpoint and reads it.
 
-    Files of the reference implementation in PyTorch's old format have none.
+    Files in PyTorch's format before 1.6, which the reference writes, have no checksums.
 
     Raises:
         CheckpointError: the file is missing, truncated, damaged or foreign.
@@ -96,29 +94,29 @@ def read(path: Path) -> dict[str, Any]:
         except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
             raise CheckpointError(f"{path}: damaged: {error}") from None
         if part is not None:
-            raise CheckpointError(f"{path}: damaged: the checksum of its part {part} is wrong")
+            raise CheckpointError(f"{path}: damaged: the checksum of its member {part} is wrong")
     return read_weights(path)
 
 
 def config_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the configuration that a checkpoint carries; empty for files of the reference implementation."""
+    """Returns the configuration stored in a checkpoint; empty for files of the reference."""
     text = content.get("config")
     try:
-        found = yaml.safe_load(text) if isinstance(text, str) else None
+        config = yaml.safe_load(text) if isinstance(text, str) else None
     except yaml.YAMLError:
-        found = None
-    return found if isinstance(found, dict) else {}
+        config = None
+    return config if isinstance(config, dict) else {}
 
 
 def model_state(model: nn.Module, names: OfficialNames) -> dict[str, Tensor]:
-    """Weights in float32 under the names on disk, with `module.` in front when several processes train."""
+    """Returns float32 weights by their names on disk, which start with `module.` if several processes train."""
     state = names.to_official(distributed.unwrap(model).state_dict())
     half = (torch.float16, torch.bfloat16)
     return {_wrapped(name): value.float() if value.dtype in half else value for name, value in state.items()}
 
 
 def named_parameters(model: nn.Module, names: OfficialNames) -> dict[str, nn.Parameter]:
-    """Parameters by the names that they have on disk."""
+    """Returns parameters by their names on disk."""
     parameters = distributed.unwrap(model).named_parameters()
     return {_wrapped(names.official(name)): parameter for name, parameter in parameters}
 
@@ -128,7 +126,7 @@ def _wrapped(name: str) -> str:
 
 
 def rng_state() -> dict[str, Any]:
-    """States of the global generators of this process, as plain values."""
+    """Returns the states of this process's global random generators, as values that `weights_only` loading accepts."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
@@ -139,7 +137,6 @@ def rng_state() -> dict[str, Any]:
 
 
 def load_rng_state(state: Mapping[str, Any]) -> None:
-    """Restores `rng_state`."""
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
@@ -149,7 +146,7 @@ def load_rng_state(state: Mapping[str, Any]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what takes part in a run."""
+    """Returns the versions of Python, this package and the libraries that determine results."""
     try:
         own = metadata.version("vl-bert")
     except metadata.PackageNotFoundError:
@@ -163,7 +160,7 @@ def versions() -> dict[str, str]:
 
 
 def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any], source: str) -> None:
-    """Restores moments and counters; rates and other options stay as the configuration says.
+    """Restores moments and step counters. Learning rates and other options stay as configured.
 
     Raises:
         CheckpointError: the state belongs to other parameters or parameter groups.
@@ -198,11 +195,11 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any], source: str) 
 
 
 def resume_epochs(train: TrainConfig, exists: Callable[[int], bool]) -> list[int]:
-    """Epochs whose checkpoints a run may continue from, newest first (spec section 3.7).
+    """Returns the epochs whose checkpoints a run may resume from, newest first.
 
     Args:
         train: RESUME, AUTO_RESUME, BEGIN_EPOCH and END_EPOCH.
-        exists: tells whether the checkpoint after an epoch exists.
+        exists: whether the checkpoint after an epoch exists.
     """
     if train.RESUME:
         return [train.BEGIN_EPOCH - 1]
@@ -211,69 +208,74 @@ def resume_epochs(train: TrainConfig, exists: Callable[[int], bool]) -> list[int
     return [epoch for epoch in range(train.END_EPOCH - 1, train.BEGIN_EPOCH - 1, -1) if exists(epoch)]
 
 
-def find(folder: Path, prefix: str, train: TrainConfig) -> tuple[Path, int] | None:
-    """Returns the checkpoint that a run continues from and the epoch it ended, None for a fresh start.
+class ResumePoint(NamedTuple):
+    """The checkpoint that a run resumes from.
 
-    With AUTO_RESUME that is the one furthest in training, of the epochs' files and the latest state; with RESUME the
-    epoch's file that it names, or the latest state of a run that began there and has not ended. One that cannot be
-    read is passed over with a warning, for the one before it.
+    Attributes:
+        path: the file.
+        epoch: epoch to resume with.
+        batch: batches of it that are done.
+        state: content of the file.
+    """
+
+    path: Path
+    epoch: int
+    batch: int
+    state: dict[str, Any]
+
+
+def find_resume_point(folder: Path, prefix: str, train: TrainConfig) -> ResumePoint | None:
+    """Returns the checkpoint that a run resumes from; None if it starts from scratch.
+
+    With AUTO_RESUME this is the one furthest in training, of the epochs' files and the latest state. With RESUME it is
+    the file of the epoch before BEGIN_EPOCH, or the latest state of a run that started with the same RESUME and has not
+    ended. A file that cannot be read is skipped with a warning.
 
     Raises:
-        CheckpointError: RESUME names a file that cannot be read, or AUTO_RESUME finds only such files; or the
-            latest state is not one of a training run.
+        CheckpointError: RESUME needs a file that cannot be read, or AUTO_RESUME finds only such files; or the
+            latest state has no position.
     """
-    epochs = resume_epochs(train, lambda epoch: epoch_file(folder, prefix, epoch).exists())
-    places = [((epoch + 1.0, 0.0), epoch_file(folder, prefix, epoch)) for epoch in epochs]
-    if train.AUTO_RESUME or train.RESUME:
-        states = [
-            path for path in (latest_file(folder, prefix), previous_file(folder, prefix)) if path.exists()
-        ]
-        places += [
-            (place, path)
-            for place, path in ((_place(path, train), path) for path in states)
-            if train.BEGIN_EPOCH <= place[0] <= train.END_EPOCH or place == _UNKNOWN
-        ]
-    # The order is stable: of equally far files the first listed, an epoch's, is taken.
-    for place, path in sorted(places, key=lambda entry: entry[0], reverse=True):
+    num_unreadable = 0
+    latest: ResumePoint | None = None
+    states = (latest_file(folder, prefix), previous_file(folder, prefix))
+    for path in states if train.AUTO_RESUME or train.RESUME else ():
+        if not path.exists():
+            continue
         try:
-            read(path)
+            state = read(path)
         except CheckpointError as error:
-            if train.RESUME and place == (train.BEGIN_EPOCH, 0):
+            logger.warning("%s; trying the checkpoint before it", error)
+            num_unreadable += 1
+            continue
+        if not all(isinstance(state.get(key), int) for key in ("epoch", "batch")):
+            raise CheckpointError(f"{path}: not the state of a training run: it has no position; remove it")
+        # RESUME names an epoch to train again, so the state of another run does not count, nor that of an ended one.
+        is_other_run = state["epoch"] >= train.END_EPOCH or state.get("resumed") != train.BEGIN_EPOCH
+        if train.BEGIN_EPOCH <= state["epoch"] <= train.END_EPOCH and not (train.RESUME and is_other_run):
+            latest = ResumePoint(path, state["epoch"], state["batch"], state)
+            break
+    for epoch in resume_epochs(train, lambda epoch: epoch_file(folder, prefix, epoch).exists()):
+        if latest is not None and (latest.epoch, latest.batch) > (epoch + 1, 0):
+            break
+        path = epoch_file(folder, prefix, epoch)
+        try:
+            return ResumePoint(path, epoch + 1, 0, read(path))
+        except CheckpointError as error:
+            if train.RESUME:
                 raise
             logger.warning("%s; trying the checkpoint before it", error)
-            continue
-        if place == _UNKNOWN:
-            raise CheckpointError(f"{path}: not a state of a training run, it has no position; remove it")
-        return path, int(place[0]) - 1
-    if places:
+            num_unreadable += 1
+    if latest is None and num_unreadable:
         raise CheckpointError(
-            f"{folder}: none of the {len(places)} checkpoints {prefix}-*.model can be read; "
-            "remove them to start anew"
+            f"{folder}: none of the {num_unreadable} checkpoints {prefix}-*.model can be read; remove them to start "
+            "from scratch"
         )
-    return None
-
-
-_UNKNOWN = (math.inf, math.inf)
-
-
-_ELSEWHERE = (-1.0, 0.0)
-
-
-def _place(path: Path, train: TrainConfig) -> tuple[float, float]:
-    """Epoch and batch of a saved state, as far as can be told without comparing checksums."""
-    try:
-        state = read_weights(path)
-        ended = state["epoch"] >= train.END_EPOCH
-        if train.RESUME and (ended or state.get("resumed") != train.BEGIN_EPOCH):
-            return _ELSEWHERE  # RESUME asks for this epoch anew
-        return float(state["epoch"]), float(state["batch"])
-    except (CheckpointError, KeyError, TypeError, ValueError):
-        return _UNKNOWN
+    return latest
 
 
 def prune(folder: Path, prefix: str, keep: int, epoch: int) -> None:
-    """Removes the files of all epochs up to `epoch` but the newest `keep` (`CHECKPOINT_KEEP`; 0 = all stay)."""
+    """Removes epoch checkpoints up to `epoch`, except for the newest `keep` (`CHECKPOINT_KEEP`; 0 keeps all)."""
     pattern = re.compile(re.escape(prefix) + r"-(\d{4,})\.model")
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
-    for _, path in sorted(entry for entry in found if entry[0] <= epoch)[:-keep]:  # none where keep is 0
+    epochs = [(int(match[1]), path) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
+    for _, path in sorted(entry for entry in epochs if entry[0] <= epoch)[:-keep]:  # empty if keep is 0
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Loaders and models of a task, and what a checkpoint predicts."""
+"""Data loaders of a task's splits."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from common.training.task import AnyTask
 
 
 def build_dataloader(task: AnyTask, split: Split) -> BatchLoader[Any]:
-    """Opens a split and builds this process's loader; only training repeats samples to deal out evenly.
+    """Opens a split and builds the loader of this rank.
 
-    Of further datasets, an evaluation takes as many batches as of the first.
+    Training pads the last batches with repeated samples so that all ranks have equally many. An evaluation sees every
+    sample of the first dataset once, and takes as many batches from the others.
     """
     config = task.config
     loop = config.loop(split)
     training = split == "train"
     datasets = task.build_datasets(split)
-    steps = -(-len(datasets[0]) // loop.batch_sizes[0])
-    parts = [
+    num_batches = -(-len(datasets[0]) // loop.batch_sizes[0])
+    samplers = [
         EpochBatches(
-            len(dataset) if training else min(len(dataset), steps * size),
+            len(dataset) if training else min(len(dataset), num_batches * size),
             size,
             shuffle=loop.SHUFFLE,
             seed=config.RNG_SEED,
@@ -39,7 +40,7 @@ def build_dataloader(task: AnyTask, split: Split) -> BatchLoader[Any]:
     ]
     return build_loader(
         datasets,
-        JointBatches(parts) if len(parts) > 1 else parts[0],
+        JointBatches(samplers) if len(samplers) > 1 else samplers[0],
         batch_type=datasets[0].batch_type,
         num_workers=config.NUM_WORKERS_PER_GPU,
         pin_memory=True,
@@ -48,5 +49,4 @@ def build_dataloader(task: AnyTask, split: Split) -> BatchLoader[Any]:
 
 
 def limits_of(train: TrainConfig) -> Limits:
-    """The limits of `TRAIN.MAX_TOKENS` and `TRAIN.MAX_REGIONS`."""
     return Limits(train.MAX_TOKENS, train.MAX_REGIONS)

@@ -1,6 +1,6 @@
-"""Metrics as pure functions that return a sum and a count, and the accumulator that adds them up.
+"""Metrics as functions that return a sum and a count, and their accumulator.
 
-Nothing here waits for the device until `Metrics.compute`. Source: train_eval spec, section 6.
+Nothing here waits for the device until `Metrics.compute`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ IGNORED_LABEL = -1
 
 
 class Ratio(NamedTuple):
-    """A metric of one batch: `total / count`, not yet divided.
+    """Sum and count of a metric over one batch, not yet divided.
 
     Attributes:
-        total: 0-dim sum over the counted items, on the device.
-        count: 0-dim number of counted items, on the device.
+        total: () sum over the counted items, on the device.
+        count: () number of counted items, on the device.
     """
 
     total: Tensor
-    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody asks of a ratio
+    count: Tensor  # type: ignore[assignment]  # shadows tuple.count on purpose
 
 
 def _fraction(hits: Tensor, counted: Tensor) -> Ratio:
@@ -36,11 +36,11 @@ def _fraction(hits: Tensor, counted: Tensor) -> Ratio:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Ratio:
-    """Counts rows whose largest logit is at the label: VCR `Acc`, `RelAcc`, every masked-word accuracy.
+    """Accuracy of the largest logit: VCR `Acc`, `RelAcc` and all masked-word accuracies.
 
     Args:
-        logits: (N, C); the first of equal logits wins.
-        labels: (N,) int64; rows labelled -1 do not count.
+        logits: (N, C); the first of equal logits counts.
+        labels: (N,) int64; rows with label -1 do not count.
     """
     return _fraction(logits.argmax(-1) == labels, labels != IGNORED_LABEL)
 
@@ -54,60 +54,60 @@ def joint_accuracy(
 
 
 def soft_accuracy(logits: Tensor, targets: Tensor) -> Ratio:
-    """Sums the soft score of the chosen answer: VQA `SoftAcc`.
+    """Soft score of the predicted answer: VQA `SoftAcc`.
 
     Args:
         logits: (N, C).
-        targets: (N, C) scores in 0..1.
+        targets: (N, C) scores from 0 to 1.
     """
     chosen = targets.gather(-1, logits.argmax(-1, keepdim=True))
     return Ratio(chosen.sum(), targets.new_tensor(len(targets), dtype=torch.int64))
 
 
 def region_accuracy(logits: Tensor, labels: Tensor, num_boxes: Lengths) -> Ratio:
-    """Counts images whose best box is a right one: `RefAcc`.
+    """Accuracy of the box with the largest logit: `RefAcc`.
 
     Args:
-        logits: (K,) of the boxes of all images.
+        logits: (K,) logits of the boxes of all images.
         labels: (K,) 0 or 1.
-        num_boxes: boxes of each image.
+        num_boxes: number of boxes of each image.
     """
     hits = labels[argmax_per_row(logits, num_boxes)] > 0.5
     return _fraction(hits, torch.ones_like(hits))
 
 
 def cls_accuracy(logits: Tensor, labels: Tensor) -> Ratio:
-    """Counts boxes on the right side of zero: `ClsAcc`. Any equal shapes; labels below zero do not count."""
+    """Binary accuracy at logit 0: `ClsAcc`. Equal shapes; negative labels do not count."""
     return _fraction((logits > 0) == (labels > 0.5), labels >= 0)
 
 
 def cls_pos_accuracy(logits: Tensor, labels: Tensor) -> Ratio:
-    """Counts positive boxes with a positive logit: `ClsPosAcc`. Both of any equal shape."""
+    """Recall of positive boxes at logit 0: `ClsPosAcc`. Equal shapes."""
     return _fraction(logits > 0, labels == 1)
 
 
 def cls_pos_fraction(labels: Tensor) -> Ratio:
-    """Counts positive boxes among the labelled ones: `ClsPosFrac`. Any shape."""
+    """Fraction of positive boxes among labeled ones: `ClsPosFrac`. Any shape."""
     return _fraction(labels == 1, labels >= 0)
 
 
 def mvrc_accuracy(logits: Tensor, targets: Tensor) -> Ratio:
-    """Counts masked regions whose likeliest class is the detector's: `MVRCAccuracy`.
+    """Accuracy of the class of masked regions, against the detector's most likely class: `MVRCAccuracy`.
 
     Args:
         logits: (..., C).
-        targets: (..., C) class distributions; only rows that sum to one (within 0.1) count.
+        targets: (..., C) class distributions; only rows that sum to 1 within 0.1 count.
     """
     counted = (targets.sum(-1) - 1).abs() < 0.1
     return _fraction(logits.argmax(-1) == targets.argmax(-1), counted)
 
 
 def loss_meter(losses: Mapping[str, Tensor], key: str, like: Tensor) -> Ratio:
-    """One step of a loss logger. A step without this loss counts as well, with the value 0 (spec section 6).
+    """Ratio of a loss logger for one batch. As in the reference, a batch without this loss counts as 0.
 
     Args:
-        losses: scalar losses of the step.
-        key: the loss to log.
+        losses: () losses of the batch.
+        key: name of the loss.
         like: any tensor on the device.
     """
     one = torch.ones((), dtype=torch.int64, device=like.device)
@@ -115,15 +115,15 @@ def loss_meter(losses: Mapping[str, Tensor], key: str, like: Tensor) -> Ratio:
 
 
 def loss_over(loss: Tensor, count: Tensor | int) -> Ratio:
-    """A loss that is the mean over `count` labels, as a part of the mean over more of them."""
+    """Converts a mean over `count` labels to sum and count, to be averaged over more labels."""
     counted = torch.as_tensor(count, device=loss.device)
     return Ratio(loss.detach() * counted, counted)
 
 
 class Metrics:
-    """Running sums of metrics since the last reset, as float64 and int64 on the device.
+    """Running sums of metrics since the last reset, in float64 and int64 on the device.
 
-    `compute` and `state_dict` are collective: every rank calls them, also one that has seen no batch.
+    `compute` and `state_dict` are collective: every rank calls them, even one that has seen no batch.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -131,11 +131,10 @@ class Metrics:
         self._sums: dict[str, Ratio] = {}
 
     def reset(self) -> None:
-        """Forgets all sums."""
         self._sums.clear()
 
     def update(self, ratios: Mapping[str, Ratio]) -> None:
-        """Adds one batch, without waiting for the device."""
+        """Adds one batch without waiting for the device."""
         for name, ratio in ratios.items():
             total, count = ratio.total.detach().double(), ratio.count
             if name in self._sums:
@@ -143,7 +142,7 @@ class Metrics:
             self._sums[name] = Ratio(total, count)
 
     def compute(self) -> dict[str, float]:
-        """Returns `sum / count` over all ranks, in order of first appearance; nan where the count is 0."""
+        """Returns `sum / count` over all ranks, in order of first appearance; NaN if the count is 0."""
         return {
             name: total / count if count else math.nan for name, (total, count) in self._reduced().items()
         }
@@ -153,7 +152,7 @@ class Metrics:
         return self._reduced()
 
     def load_state_dict(self, state: Mapping[str, tuple[float, float]]) -> None:
-        """Restores sums of all ranks: the first rank holds them, the others continue from zero."""
+        """Restores sums over all ranks: rank 0 holds them, the other ranks continue from zero."""
         self.reset()
         if distributed.is_main():
             for name, (total, count) in state.items():
@@ -163,8 +162,7 @@ class Metrics:
                 )
 
     def _reduced(self) -> dict[str, tuple[float, float]]:
-        # Sums travel by name: a rank without batches does not know the names that an all-reduce would need.
-        # Division comes after, so a rank that counted nothing still takes part.
+        # Gather by name: a rank without batches does not know the names that an all-reduce would need.
         names = list(self._sums)
         local: list[list[float]] = []
         if names:

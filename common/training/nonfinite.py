@@ -1,173 +1,144 @@
-"""What stops a run before it does harm: numbers that are not finite, and no memory for a batch."""
+"""Handling of losses and gradients that are not finite."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from common.batch import Batch
 from common.distributed import process_group as distributed
 from common.errors import TrainingError
+from common.training.step_monitor import LossRecord
 
 logger = logging.getLogger(__name__)
 
-
 MAX_CONSECUTIVE_SKIPS = 20
-"""Updates in a row that may be left out; more are not an accident."""
+"""More skipped optimizer steps in a row than this are a broken run."""
 
 
-class _MicroStep(NamedTuple):
-    where: str
-    record_ids: tuple[str, ...]
-    losses: Mapping[str, Tensor]
+class NonFiniteGuard:
+    """Decides from the gradient norm whether an optimizer step is taken.
 
-
-class _Report(NamedTuple):
-    """A micro step as other ranks may read it."""
-
-    rank: int
-    where: str
-    losses: dict[str, float]
-    record_ids: tuple[str, ...]
-
-    @property
-    def is_finite(self) -> bool:
-        return all(map(math.isfinite, self.losses.values()))
-
-    def __str__(self) -> str:
-        losses = ", ".join(f"{name} {value:g}" for name, value in self.losses.items())
-        head = f"rank {self.rank}, " if distributed.is_distributed() else ""
-        return f"{head}{self.where}: {losses}; records {', '.join(self.record_ids)}"
-
-
-class Guard:
-    """Judges every update by the norm of its gradient, which a loss that is not finite makes nan on all ranks.
-
-    `raise` ends the run. On a GPU the norm is then read one update late, so that no step waits for the device:
-    the update that is already made is never saved. `skip` leaves the update out. So do overflows of a scaled
-    loss, whatever the policy. Both wait for the device once in an update.
+    A loss that is not finite makes the norm NaN on all ranks (`Precision.backward`), so all ranks decide alike.
+    Policy `raise` ends the run. On a GPU the norm is then read one step late, so that no step waits for the device;
+    the bad step is taken, but never saved. Policy `skip` skips the step, and so does a scaled loss whose gradient
+    overflows, whatever the policy. Both wait for the device once per step.
 
     Args:
         policy: `TRAIN.ON_NONFINITE`.
-        device: of the model.
-        scaled: whether the loss is scaled, so that its gradient may overflow.
+        model: the model. Running statistics of its batch norms are restored when a step is skipped.
+        device: device of the model.
+        scaled: whether the loss is scaled, so that gradients may overflow.
 
     Attributes:
-        skipped: updates left out since the beginning of training.
+        num_skipped: optimizer steps skipped since the start of training.
     """
 
-    def __init__(self, policy: Literal["raise", "skip"], device: torch.device, scaled: bool = False) -> None:
-        self.skipped = 0
+    def __init__(
+        self,
+        policy: Literal["raise", "skip"],
+        model: nn.Module,
+        device: torch.device,
+        scaled: bool = False,
+    ) -> None:
+        self.num_skipped = 0
         self._policy = policy
         self._scaled = scaled
-        self._late = device.type == "cuda" and policy == "raise" and not scaled
-        self._in_a_row = 0
-        self._group: list[_MicroStep] = []
-        self._waiting: tuple[Tensor, torch.cuda.Event, list[_MicroStep]] | None = None
+        self._reads_late = device.type == "cuda" and policy == "raise" and not scaled
+        self._consecutive = 0
+        self._pending: tuple[Tensor, torch.cuda.Event, Sequence[LossRecord]] | None = None
+        # Every forward pass updates the running statistics, also one whose step is skipped.
+        can_skip = policy == "skip" or scaled
+        modules = model.modules() if can_skip else ()
+        norms = [module for module in modules if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+        self._statistics = [buffer for norm in norms for buffer in norm.buffers()]
+        self.start()
 
-    def note(self, where: str, batch: Batch, losses: Mapping[str, Tensor]) -> None:
-        """Remembers a micro step of the coming update, for the message."""
-        values = {name: loss.detach() for name, loss in losses.items()}
-        self._group.append(_MicroStep(where, batch.record_ids, values))
+    def start(self) -> None:
+        """Takes the present batch-norm statistics as those before the next step."""
+        self._snapshot = [buffer.clone() for buffer in self._statistics]
 
-    def accepts(self, norm: Tensor) -> bool:
-        """Tells whether the update may be made. Collective.
+    def should_step(self, grad_norm: Tensor, records: Sequence[LossRecord]) -> bool:
+        """Returns whether to take the optimizer step. Collective.
 
         Args:
-            norm: 0-dim norm of the gradient, equal on all ranks.
+            grad_norm: () norm of the gradient, equal on all ranks.
+            records: losses of the microbatches of this step, for the message.
 
         Raises:
-            TrainingError: see `TRAIN.ON_NONFINITE`; names steps, losses and records.
+            TrainingError: policy `raise`, or too many skipped steps in a row. Names losses and records of all ranks.
         """
-        group, self._group = self._group, []
-        if self._late:
-            self.settle()
-            finite, event = norm.isfinite().to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+        if self._reads_late:
+            self.flush()
+            finite = grad_norm.isfinite().to("cpu", non_blocking=True)
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-            self._waiting = finite, event, group
+            self._pending = finite, event, records
             return True
-        if norm.isfinite():
-            self._in_a_row = 0
+        if grad_norm.isfinite():
+            self._consecutive = 0
+            self.start()
             return True
-        self._refuse(group)
+        self._skip_or_raise(records)
+        for buffer, saved in zip(self._statistics, self._snapshot, strict=True):
+            buffer.copy_(saved)
         return False
 
-    def settle(self) -> None:
-        """Judges the update that was read late. Collective; comes before anything is saved."""
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            finite, event, group = waiting
+    def flush(self) -> None:
+        """Checks the step whose norm has not been read yet. Collective; call it before anything is saved.
+
+        Raises:
+            TrainingError: that step was not finite.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            finite, event, records = pending
             event.synchronize()
             if not finite:
-                self._refuse(group)
+                self._skip_or_raise(records)
 
-    def _refuse(self, group: Sequence[_MicroStep]) -> None:
-        own = [
-            _Report(
-                distributed.rank(),
-                step.where,
-                {name: float(loss) for name, loss in step.losses.items()},
-                step.record_ids,
-            )
-            for step in group
-        ]
-        reports = [report for rank in distributed.gather_objects(own) for report in rank]
-        wrong = [report for report in reports if not report.is_finite]
-        self.skipped += 1
-        self._in_a_row += 1
-        overflow = self._scaled and not wrong
-        if overflow and self._in_a_row <= MAX_CONSECUTIVE_SKIPS:
-            logger.info(
-                "%s: the gradient overflowed, update left out (%d so far)", reports[-1].where, self.skipped
+    def _skip_or_raise(self, records: Sequence[LossRecord]) -> None:
+        rank = f"rank {distributed.rank()}, " if distributed.is_distributed() else ""
+        local = []
+        for record in records:
+            losses = {name: float(loss) for name, loss in record.losses.items()}
+            values = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+            text = f"{rank}{record.where}: {values}; records {', '.join(record.record_ids)}"
+            local.append((text, all(map(math.isfinite, losses.values()))))
+        reports = [report for reports in distributed.gather_objects(local) for report in reports]
+        bad = [text for text, is_finite in reports if not is_finite]
+        self.num_skipped += 1
+        self._consecutive += 1
+        if self._scaled and not bad and self._consecutive <= MAX_CONSECUTIVE_SKIPS:
+            where = records[-1].where
+            logger.info("%s: the gradient overflowed, step skipped (%d so far)", where, self.num_skipped)
+            return
+        what = "the loss is not finite" if bad else "the gradient is not finite"
+        message = f"{what} in\n" + "\n".join(f"  {text}" for text in bad or [text for text, _ in reports])
+        if self._policy == "skip" and self._consecutive <= MAX_CONSECUTIVE_SKIPS:
+            logger.warning(
+                "%s\nstep skipped (%d so far; TRAIN.ON_NONFINITE: skip)", message, self.num_skipped
             )
             return
-        what = "the loss is not finite" if wrong else "the gradient is not finite"
-        text = f"{what} in\n" + "\n".join(f"  {report}" for report in wrong or reports)
-        if self._policy == "skip" and self._in_a_row <= MAX_CONSECUTIVE_SKIPS:
-            logger.warning("%s\nupdate left out (%d so far; TRAIN.ON_NONFINITE: skip)", text, self.skipped)
-            return
-        hint = "check these records, lower TRAIN.LR, or leave such updates out with TRAIN.ON_NONFINITE: skip"
-        if self._in_a_row > MAX_CONSECUTIVE_SKIPS:
-            hint = f"the last {self._in_a_row} updates were left out, so another batch is no help"
-        raise TrainingError(f"{text}\n{hint}")
-
-
-class Statistics:
-    """What batch norms that train have counted before an update: a forward pass changes it, whatever comes of it.
-
-    Args:
-        model: in the mode of training.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-        self._values = [value for norm in norms if norm.training for value in norm.buffers()]
-        self.keep()
-
-    def keep(self) -> None:
-        """Takes the present values."""
-        self._kept = [value.clone() for value in self._values]
-
-    def restore(self) -> None:
-        """Goes back to those of the last `keep`."""
-        for value, kept in zip(self._values, self._kept, strict=True):
-            value.copy_(kept)
+        hint = "check these records, lower TRAIN.LR, or skip such steps with TRAIN.ON_NONFINITE: skip"
+        if self._consecutive > MAX_CONSECUTIVE_SKIPS:
+            hint = f"{self._consecutive} steps in a row were not finite, so skipping more will not help"
+        raise TrainingError(f"{message}\n{hint}")
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:
-    """Refuses weights that nobody should save.
+    """Checks weights before they are saved.
 
     Raises:
-        TrainingError: names the first weights that are not finite.
+        TrainingError: names the first weight that is not finite.
     """
     bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise TrainingError(
-            f"{len(bad)} of {len(state)} weights are not finite, {bad[0]} for one; they are not saved. "
-            "Go on from the last checkpoint with a lower TRAIN.LR"
+            f"{len(bad)} of {len(state)} weights are not finite, for example {bad[0]}; they are not saved. "
+            "Resume from the last checkpoint with a lower TRAIN.LR"
         )

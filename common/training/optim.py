@@ -1,4 +1,4 @@
-"""Optimizers, parameter groups and learning-rate schedules. Source: train_eval spec, section 4."""
+"""Optimizers, parameter groups and learning-rate schedules; see `docs/training.md`."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ logger = logging.getLogger(__name__)
 
 
 class AdamW(Optimizer):
-    """AdamW as the reference computes it (spec section 4.2), for many tensors at once.
+    """AdamW as the reference computes it, with multi-tensor (foreach) kernels.
 
-    `torch.optim.AdamW` differs in two places that change the first updates by more than our tolerance:
-    it adds `eps` after the bias correction of the second moment, and decays before the update.
+    `torch.optim.AdamW` differs in two ways that visibly change the first steps: it adds `eps` after the bias correction
+    of the second moment, and applies weight decay before the update.
 
     Args:
         params: parameters or parameter groups.
         lr: learning rate.
-        betas: decay rates of both moments.
-        eps: added to the root of the second moment before its bias correction.
-        weight_decay: decay, multiplied by the learning rate, of the value after the update.
-        correct_bias: whether the moments are corrected for having started at zero.
+        betas: decay rates of the two moments.
+        eps: added to the square root of the second moment, before the bias correction.
+        weight_decay: multiplied by the learning rate and applied after the update.
+        correct_bias: whether to correct the bias of moments that start at zero.
     """
 
     def __init__(
@@ -54,20 +54,19 @@ class AdamW(Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Updates every parameter that has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            # One call updates all tensors of equal age and kind; usually that is the whole group.
-            alike: dict[Any, list[Tensor]] = defaultdict(list)
+            # Foreach kernels need equal step, device and dtype; usually that is the whole group.
+            buckets: dict[Any, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     state = self._state_of(parameter)
                     state["step"] += 1
-                    alike[state["step"], parameter.device, parameter.dtype].append(parameter)
-            for (step, _, _), parameters in alike.items():
+                    buckets[state["step"], parameter.device, parameter.dtype].append(parameter)
+            for (step, _, _), parameters in buckets.items():
                 self._update(parameters, step, group)
         return loss
 
@@ -99,15 +98,15 @@ class AdamW(Optimizer):
 def parameter_groups(
     parameters: Mapping[str, nn.Parameter], lr_mult: Sequence[tuple[str, float]], base_lr: float
 ) -> list[dict[str, Any]]:
-    """Splits parameters by name: one group per `TRAIN.LR_MULT` entry, then the rest (spec section 4.1).
+    """Splits parameters by name: one group per `TRAIN.LR_MULT` entry, then the rest.
 
     Args:
-        parameters: by official names, as they stand in checkpoints; frozen ones are kept in their group.
-        lr_mult: `(part of the name, factor)` pairs.
-        base_lr: learning rate for the effective batch.
+        parameters: by their names in checkpoints; frozen ones stay in their group.
+        lr_mult: pairs of a substring of the name and a factor.
+        base_lr: learning rate for the effective batch size.
 
     Raises:
-        ConfigError: a parameter fits two entries.
+        ConfigError: a parameter matches two entries.
     """
     members: dict[str, list[nn.Parameter]] = {key: [] for key, _ in lr_mult}
     rest: list[nn.Parameter] = []
@@ -115,15 +114,15 @@ def parameter_groups(
         keys = [key for key in members if key in name]
         if len(keys) > 1:
             raise ConfigError(
-                f"TRAIN.LR_MULT: the parameter {name} fits both {keys[0]!r} and {keys[1]!r}; "
+                f"TRAIN.LR_MULT: the parameter {name} matches both {keys[0]!r} and {keys[1]!r}; "
                 "make them disjoint"
             )
         (members[keys[0]] if keys else rest).append(parameter)
-    for key, found in members.items():
-        if not found:
-            # Not an error: one yaml also serves models without the part, as a blind one.
+    for key, matches in members.items():
+        if not matches:
+            # Not an error: one yaml file also serves models without that part, such as a blind one.
             logger.warning(
-                "TRAIN.LR_MULT: no parameter has %r in its name; names look like %s",
+                "TRAIN.LR_MULT: no parameter name contains %r; an example is %s",
                 key,
                 next(iter(parameters), "(the model has none)"),
             )
@@ -135,16 +134,16 @@ def parameter_groups(
 
 
 def effective_batch_size(train: TrainConfig, processes: int) -> int:
-    """Samples per update: processes x samples per micro batch (of all data sets) x accumulation."""
+    """Returns the samples per optimizer step: processes x samples per batch of all datasets x accumulated batches."""
     return processes * sum(train.batch_sizes) * train.GRAD_ACCUMULATE_STEPS
 
 
 def build_optimizer(train: TrainConfig, parameters: Mapping[str, nn.Parameter], processes: int) -> Optimizer:
-    """Builds `TRAIN.OPTIMIZER` over the groups of `TRAIN.LR_MULT`, with the rate `LR` x effective batch.
+    """Builds `TRAIN.OPTIMIZER` with the groups of `TRAIN.LR_MULT` and the base learning rate `LR` x batch size.
 
     Args:
         train: the TRAIN section.
-        parameters: by official names.
+        parameters: by their names in checkpoints.
         processes: number of processes.
     """
     groups = parameter_groups(parameters, train.LR_MULT, train.LR * effective_batch_size(train, processes))
@@ -155,43 +154,43 @@ def build_optimizer(train: TrainConfig, parameters: Mapping[str, nn.Parameter], 
     return AdamW(groups, weight_decay=train.WD)
 
 
-def triangle_factor(update: int, warmup: int, total: int) -> float:
-    """Rises over `warmup` updates, then falls to zero at `total`. Updates count from 1."""
-    if update < warmup:
-        return update / max(1, warmup)
-    return max(0.0, (total - update) / max(1, total - warmup))
+def triangle_factor(step: int, warmup: int, total: int) -> float:
+    """Linear warmup over `warmup` steps, then linear decay to zero at step `total`. Steps count from 1."""
+    if step < warmup:
+        return step / max(1, warmup)
+    return max(0.0, (total - step) / max(1, total - warmup))
 
 
 def step_factor(
-    update: int,
+    step: int,
     milestones: Sequence[int],
     gamma: float,
     warmup: int = 0,
     warmup_factor: float = 1 / 3,
     warmup_method: Literal["linear", "constant"] = "linear",
 ) -> float:
-    """Decays by `gamma` at each milestone, after a warm-up from `warmup_factor`. Updates count from 1.
+    """Decays by `gamma` at each milestone, after a warmup from `warmup_factor`. Steps count from 1.
 
     Args:
-        update: number of the update.
-        milestones: ascending update numbers from which one more decay counts.
-        gamma: decay.
-        warmup: updates of the warm-up.
-        warmup_factor: its first factor.
-        warmup_method: a line up to 1, or constant.
+        step: number of the optimizer step.
+        milestones: ascending steps, each of which adds one decay.
+        gamma: decay factor.
+        warmup: warmup steps.
+        warmup_factor: factor at the start of the warmup.
+        warmup_method: linear increase to 1, or constant.
     """
     ramp = 1.0
-    if update < warmup:
-        done = update / warmup if warmup_method == "linear" else 0.0
+    if step < warmup:
+        done = step / warmup if warmup_method == "linear" else 0.0
         ramp = warmup_factor * (1 - done) + done
-    return ramp * gamma ** bisect.bisect_right(milestones, update)
+    return ramp * gamma ** bisect.bisect_right(milestones, step)
 
 
 class Schedule:
-    """Sets the learning rate of every group to `initial_lr x factor(update)`.
+    """Sets the learning rate of every group to `initial_lr * factor(step)`.
 
-    The rate is set right before an update and depends on nothing but its number: resuming is exact, and the
-    groups hold the rate of the last update while that is logged or saved. At first it is `factor(0)`.
+    The rate is set right before an optimizer step and depends on the step number only. So resuming is exact, and the
+    groups hold the rate of the last step when it is logged or saved. Before the first step it is `factor(0)`.
     """
 
     def __init__(self, optimizer: Optimizer, factor: Callable[[int], float]) -> None:
@@ -199,74 +198,75 @@ class Schedule:
         self._factor = factor
         self.apply(0)
 
-    def apply(self, update: int) -> None:
-        """Sets the rate that update number `update` (from 1) uses."""
+    def apply(self, step: int) -> None:
+        """Sets the learning rates of optimizer step `step`, counted from 1."""
         for group in self._optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * self._factor(update)
+            group["lr"] = group["initial_lr"] * self._factor(step)
 
     def after_validation(self, value: float) -> None:
-        """Takes notice of a validation result; only the plateau schedule cares."""
+        """Receives a validation result. Only the plateau schedule uses it."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what the update number does not tell."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores `state_dict`."""
+        pass
 
 
 _PLATEAU_COUNTERS = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
 
 class PlateauSchedule(Schedule):
-    """Decays when the validation metric stops growing (spec section 4.3)."""
+    """Decays the learning rates when the validation metric stops improving."""
 
     def __init__(self, optimizer: Optimizer, gamma: float) -> None:
-        super().__init__(optimizer, lambda update: 1.0)
+        super().__init__(optimizer, lambda step: 1.0)
         self._plateau = ReduceLROnPlateau(
             optimizer, mode="max", factor=gamma, patience=1, threshold=1e-4, cooldown=2
         )
 
-    def apply(self, update: int) -> None:
-        """Leaves the rate as the last validation set it."""
+    def apply(self, step: int) -> None:
+        """Keeps the rates that the last validation set."""
 
     def after_validation(self, value: float) -> None:
-        """Decays the rate if this value and the one before were no better than the best; ignores nan."""
+        """Decays the rates if this value and the one before were no better than the best. Ignores NaN."""
         if math.isfinite(value):
             self._plateau.step(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the rates, now and at first, the best value and the counters."""
         rates = [(group["lr"], group["initial_lr"]) for group in self._optimizer.param_groups]
         counters = {name: getattr(self._plateau, name) for name in _PLATEAU_COUNTERS}
         return {"rates": rates, "counters": counters}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores `state_dict`; rates keep their decay when the configured one is another."""
+        """Restores `state_dict`. If the configured rate has changed, it gets the same decay."""
         if state:
             vars(self._plateau).update(state["counters"])
-            for group, (rate, initial) in zip(self._optimizer.param_groups, state["rates"], strict=True):
-                own = group["initial_lr"]
-                group["lr"] = rate if own == initial else own * rate / initial
+            for group, (lr, saved_initial_lr) in zip(
+                self._optimizer.param_groups, state["rates"], strict=True
+            ):
+                initial_lr = group["initial_lr"]
+                is_same = initial_lr == saved_initial_lr
+                group["lr"] = lr if is_same else initial_lr * lr / saved_initial_lr
 
 
-def build_schedule(train: TrainConfig, optimizer: Optimizer, updates_per_epoch: float) -> Schedule:
+def build_schedule(train: TrainConfig, optimizer: Optimizer, steps_per_epoch: float) -> Schedule:
     """Builds `TRAIN.LR_SCHEDULE`.
 
     Args:
         train: the TRAIN section.
         optimizer: its groups have an `initial_lr`.
-        updates_per_epoch: places the milestones and the end, which are given in epochs.
+        steps_per_epoch: converts milestones and end from epochs to steps.
     """
     warmup = train.WARMUP_STEPS if train.WARMUP else 0
     if train.LR_SCHEDULE == "plateau":
         return PlateauSchedule(optimizer, train.LR_FACTOR)
     if train.LR_SCHEDULE == "triangle":
-        total = int(train.END_EPOCH * updates_per_epoch)
+        total = int(train.END_EPOCH * steps_per_epoch)
         return Schedule(optimizer, partial(triangle_factor, warmup=warmup, total=total))
     factor = partial(
         step_factor,
-        milestones=[int(epoch * updates_per_epoch) for epoch in train.LR_STEP],
+        milestones=[int(epoch * steps_per_epoch) for epoch in train.LR_STEP],
         gamma=train.LR_FACTOR,
         warmup=warmup,
         warmup_factor=train.WARMUP_FACTOR,

@@ -1,7 +1,7 @@
-"""Number formats of a run: single precision, TF32, or half with or without loss scaling. Source: train_eval spec, 4.5.
+"""Precision of a run: float32, TF32, or half precision with or without loss scaling.
 
-Parameters and optimizer state stay in single precision, and so do losses, metrics and predictions; only the forward
-pass of the model computes in half precision, its geometry excepted.
+Parameters and optimizer state stay in float32, and so do losses, metrics and predictions. Only the model's forward
+pass computes in half precision, except for its geometry.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from common.config.fields import PrecisionName
@@ -25,12 +25,12 @@ ValueT = TypeVar("ValueT")
 
 
 class Precision:
-    """Runs the forward pass, the backward pass and the update in the configured number format.
+    """Runs forward pass, backward pass and optimizer step in the configured precision.
 
     Args:
         device: device of the model.
-        precision: `TRAIN.PRECISION`. On a CPU, bfloat16 stands in for fp16, with a warning, and tf32 is fp32.
-        loss_scale: `TRAIN.FP16_LOSS_SCALE`, a number or "dynamic"; an update that overflows is skipped.
+        precision: `TRAIN.PRECISION`. On a CPU, bfloat16 replaces fp16, with a warning, and tf32 is fp32.
+        loss_scale: `TRAIN.FP16_LOSS_SCALE`, a number or "dynamic".
 
     Attributes:
         scaled: whether the loss is scaled, so that gradients may overflow.
@@ -52,7 +52,7 @@ class Precision:
                 "fp16 (TRAIN.PRECISION, FP16, --fp16) needs a GPU; the CPU computes in bf16 without loss scaling"
             )
         if device.type == "cuda":
-            # torch's own default would compute convolutions, but not products, in TF32.
+            # PyTorch's default computes convolutions in TF32, but matrix products in float32.
             tf32 = "tf32" if precision == "tf32" else "ieee"
             torch.backends.cuda.matmul.fp32_precision = tf32
             torch.backends.cudnn.conv.fp32_precision = tf32  # type: ignore[attr-defined]
@@ -61,56 +61,40 @@ class Precision:
         )
 
     def autocast(self) -> torch.autocast:
-        """Context of the model's forward pass; `single` its outputs."""
+        """Context of the model's forward pass. Pass its outputs to `to_float32`."""
         return torch.autocast(self._device_type, dtype=self._dtype, enabled=self._half)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradients of `loss`. One that is not finite makes them nan, on all ranks that share them."""
+        """Accumulates the gradients of `loss`.
+
+        A loss that is not finite makes all gradients NaN. DDP spreads them to all ranks, which then decide alike.
+        """
         seed = torch.where(loss.detach().isfinite(), 1.0, math.nan).to(loss.dtype)
         torch.autograd.backward(self._scaler.scale(loss), seed)
 
-    def update(
-        self,
-        optimizer: Optimizer,
-        model: nn.Module,
-        clip_norm: float,
-        accepts: Callable[[Tensor], bool] = lambda norm: bool(norm.isfinite()),
-    ) -> Tensor:
-        """Clips, updates the parameters and sets all gradients to zero.
-
-        Zero, not None: a parameter that once had a gradient keeps momentum and decay (golden trajectories).
-
-        Args:
-            optimizer: its learning rates are those of this update.
-            model: the network.
-            clip_norm: `TRAIN.CLIP_GRAD_NORM`; nothing is clipped at or below zero.
-            accepts: whether parameters are updated by a gradient of this norm.
-
-        Returns:
-            The 0-dim total norm before clipping, on the device.
-        """
+    def unscale_gradients(self, optimizer: Optimizer) -> None:
+        """Divides the gradients by the loss scale; call it before gradients are measured or clipped."""
         self._scaler.unscale_(optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-        if accepts(norm):
-            if clip_norm > 0:
-                nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
-            self._scaler.step(optimizer)
+
+    def step(self, optimizer: Optimizer) -> None:
+        """Updates the parameters, unless unscaled gradients overflowed."""
+        self._scaler.step(optimizer)
+
+    def update_scale(self) -> None:
+        """Adjusts the loss scale after a step, taken or skipped. A fixed scale stays."""
         self._scaler.update(self._fixed_scale)
-        optimizer.zero_grad(set_to_none=False)
-        return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the loss scale; empty without one."""
         return self._scaler.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores the loss scale; a run that had none leaves it as configured."""
+        """Restores the loss scale. A checkpoint without one leaves it as configured."""
         if state and self._scaler.is_enabled():
             self._scaler.load_state_dict(dict(state))
 
 
 def to_float32(value: ValueT) -> ValueT:
-    """Returns a tensor, or a dataclass of tensors, with half precision turned to single."""
+    """Converts half-precision tensors, also inside of dataclasses, to float32."""
     if isinstance(value, Tensor):
         half = value.dtype in (torch.float16, torch.bfloat16)
         return value.float() if half else value  # type: ignore[return-value]

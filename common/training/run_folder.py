@@ -1,20 +1,17 @@
-"""What all entry points share: arguments, configuration, output folder, log, seeds, building and training.
-
-Sources: train_eval spec, sections 2 and 3.1.
-"""
+"""Output folders of a run, and the settings that are decided when it starts."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from common.config.fields import Split
 from common.config.schema import ExperimentConfig
 from common.distributed import process_group as distributed
 from common.errors import ConfigError
-from common.models.pretrained import read_weights
-from common.training import checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +22,10 @@ def run_folder(config: ExperimentConfig, cfg: str | Path, split: Split) -> Path:
 
 
 def output_folder(config: ExperimentConfig, cfg: str | Path, split: Split) -> Path:
-    """Makes the `run_folder` and returns it.
+    """Creates the `run_folder` and returns it.
 
     Raises:
-        ConfigError: nothing can be written there.
+        ConfigError: the folder is not writable.
     """
     folder = run_folder(config, cfg, split)
     try:
@@ -43,21 +40,20 @@ def output_folder(config: ExperimentConfig, cfg: str | Path, split: Split) -> Pa
 
 
 def with_output_root(config: ExperimentConfig, folder: str | None) -> ExperimentConfig:
-    """Puts the folder of `--model-dir` in front of OUTPUT_PATH."""
+    """Prepends the folder of `--model-dir` to OUTPUT_PATH."""
     return config.model_copy(update={"OUTPUT_PATH": str(Path(folder or "") / config.OUTPUT_PATH)})
 
 
-def with_seed(config: ExperimentConfig, written: Path | None, new: int) -> ExperimentConfig:
-    """Decides the seed that RNG_SEED -1 leaves open, the same for all ranks.
+def with_seed(config: ExperimentConfig, saved: Mapping[str, Any], default: int) -> ExperimentConfig:
+    """Replaces RNG_SEED -1 by a seed that all ranks share. Collective.
 
     Args:
         config: the experiment.
-        written: checkpoint whose run had the seed, if any.
-        new: the seed without one.
+        saved: configuration in the checkpoint that is used; its seed is kept. Empty if there is none.
+        default: seed without a saved one; that of rank 0 counts.
     """
     if config.RNG_SEED >= 0:
         return config
-    run = checkpoint.config_of(read_weights(written)) if written else {}
-    seed = distributed.gather_objects(run.get("RNG_SEED", new))[0]
+    seed = distributed.gather_objects(saved.get("RNG_SEED", default))[0]
     logger.info("RNG_SEED -1: this run uses %d", seed)
     return config.model_copy(update={"RNG_SEED": seed})

@@ -1,4 +1,4 @@
-"""Loaders and models of a task, and what a checkpoint predicts."""
+"""The `Task` contract: everything that training and evaluation know about a task."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ OutputsT = TypeVar("OutputsT")
 
 
 class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
-    """One task under one configuration: how to build it, score it and read its predictions.
+    """A task under one configuration: its data, model, losses, metrics and predictions.
 
     Attributes:
         name: folder name of the task.
-        config_class: the schema of its yaml files.
-        validates_losses: whether validation also reports the losses (pre-training does).
+        config_class: schema of its yaml files.
+        validates_losses: whether validation also reports the losses, as pre-training does.
         state_dict_names: maps parameter names to the names in checkpoint files.
-        checkpoint_identity_keys: keys of `DATASET` that tell its models apart, which their parameters do not.
+        checkpoint_identity_keys: `DATASET` keys that distinguish models with the same parameters.
     """
 
     name: ClassVar[str]
@@ -62,22 +62,22 @@ class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
     @property
     @abstractmethod
     def best_metric(self) -> str:
-        """Validation metric that selects the best checkpoint."""
+        """Name of the validation metric that selects the best checkpoint."""
 
     @abstractmethod
     def build_dataset(self, split: Split) -> VisualLinguisticDataset[Any]:
-        """Opens and checks the data of one split; of several datasets, the first."""
+        """Opens and checks the data of one split; the first dataset if there are several."""
 
     def build_datasets(self, split: Split) -> Sequence[VisualLinguisticDataset[Any]]:
-        """Opens and checks all data of one split; the first dataset defines the epoch."""
+        """Opens and checks all datasets of one split. The first one defines the epoch."""
         return [self.build_dataset(split)]
 
     @abstractmethod
     def build_model(self) -> nn.Module:
-        """Builds the network with its initial values; reads no weight file."""
+        """Builds the model with its initial values. Reads no weight file."""
 
     def load_pretrained(self, model: nn.Module) -> list[LoadReport]:
-        """Fills a fresh model from the BERT and ResNet files of the config, then from `PARTIAL_PRETRAIN`."""
+        """Loads the configured BERT and ResNet weights into a new model, then `NETWORK.PARTIAL_PRETRAIN`."""
         assert isinstance(model, VisualLinguisticModel)
         reports = load_base_models(model.vlbert, model.image_feature_extractor, self.config)
         path = self.config.NETWORK.PARTIAL_PRETRAIN
@@ -91,7 +91,7 @@ class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
         return reports
 
     def adapt_pretrained(self, weights: Weights, source: str) -> Weights:
-        """Renames the weights of a pre-training checkpoint as the config says (spec model.md 9.3)."""
+        """Renames the weights of a pre-training checkpoint; see "Loading rules" in `docs/model.md`."""
         return rename_prefixes(weights, self.config.NETWORK.PARTIAL_PRETRAIN_PREFIX_CHANGES, source)
 
     @cached_property
@@ -99,11 +99,11 @@ class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
         """The tokenizer of `NETWORK.BERT_MODEL_NAME`.
 
         Raises:
-            ConfigError: its vocabulary is larger than the model's table.
+            ConfigError: its vocabulary is larger than the embedding table of the model.
         """
         network = self.config.NETWORK
         tokenizer = Tokenizer.from_directory(network.BERT_MODEL_NAME)
-        words = max(tokenizer.vocab.values()) + 1  # of a word that stands twice the last place counts
+        words = max(tokenizer.vocab.values()) + 1  # a duplicate word has the id of its last line
         if words > network.VLBERT.vocab_size:
             raise ConfigError(
                 f"NETWORK.VLBERT.vocab_size: {network.VLBERT.vocab_size}, but the vocabulary of "
@@ -114,58 +114,57 @@ class Task(ABC, Generic[ConfigT, BatchT, OutputsT]):
 
     @abstractmethod
     def losses(self, outputs: OutputsT, batch: BatchT) -> dict[str, Tensor]:
-        """Unweighted scalar losses by the names of the reference's outputs; the trained loss is their weighted sum."""
+        """Returns unweighted () losses by their names in the reference. Each is a mean over the labels of the batch."""
 
     @abstractmethod
     def label_counts(self, batch: BatchT) -> dict[str, Tensor | int]:
-        """What each loss is a mean over, by its name: numbers of labels, on the host or 0-dim on the device.
+        """Returns the number of labels that each loss is a mean over: an int, or a () tensor on the device.
 
-        Several processes, and the parts of a batch, weigh their losses by these, so that a step does not depend on
-        how it is dealt out.
+        Ranks and microbatches weight their losses by these numbers (`LossScaler`), so that a step does not depend on
+        how its samples are split.
         """
 
     @property
     def label_count_eps(self) -> Mapping[str, float]:
-        """What each loss adds to its number of labels before it divides by it; 0 where absent."""
+        """What each loss adds to its label count before it divides; 0 if missing."""
         return {}
 
     @property
     def loss_weights(self) -> Mapping[str, float]:
-        """Weight of each loss; 1 where absent."""
+        """Weight of each loss; 1 if missing."""
         return {}
 
     @abstractmethod
     def metrics(self, outputs: OutputsT, batch: BatchT, split: Split) -> dict[str, Ratio]:
-        """Sum and count of each metric of `split` over this batch, in the order of the log line."""
+        """Returns sum and count of each metric of `split` over this batch, in the order of the log line."""
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The loss that is trained: the weighted sum."""
+        """Returns the training loss: the weighted sum of the losses."""
         weights = self.loss_weights
         return torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
 
     def test_tasks(self) -> Sequence[PredictingTask[ConfigT, BatchT, OutputsT]]:
-        """This task on each of the test sets that `--do-test` runs."""
+        """Returns this task on each test split that `--do-test` runs."""
         return []
 
 
 class PredictingTask(Task[ConfigT, BatchT, OutputsT]):
-    """A task with a test split, whose predictions are a file for its servers."""
+    """A task with a test split, whose predictions go to an evaluation server."""
 
     def test_tasks(self) -> Sequence[PredictingTask[ConfigT, BatchT, OutputsT]]:
-        """This task on each of the test sets that `--do-test` runs: the configured one."""
         return [self]
 
     @abstractmethod
     def predictions(self, outputs: OutputsT, batch: BatchT) -> list[dict[str, Any]]:
-        """One JSON-ready record per sample, in batch order."""
+        """Returns one JSON-serializable record per sample, in batch order."""
 
     @abstractmethod
     def result_file(self, folder: Path, name: str) -> Path:
-        """Where the test result of a model called `name` goes."""
+        """Returns the path of the test result of the model `name`."""
 
     @abstractmethod
     def write_predictions(self, records: Sequence[Mapping[str, Any]], path: Path) -> None:
-        """Writes the predictions of the test split, in dataset order, as the task's servers want them."""
+        """Writes the predictions of the test split, in dataset order, in the format of the evaluation server."""
 
 
 AnyTask = Task[Any, Any, Any]

@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from tensorboardX.proto.event_pb2 import Event
 from torch import Tensor, nn
 
 from common.config.schema import ExperimentConfig, parse_config
@@ -265,21 +266,22 @@ def compare_log(report: Report, what: str, run: Mapping[str, Any], lines: Sequen
 
 
 class Writer:
-    """Stands in for tensorboardX and keeps the scalars."""
+    """Replaces the event file and keeps the scalars by tag."""
 
     scalars: dict[str, list[list[float]]]
 
     def __init__(self) -> None:
         self.scalars = {}
 
-    def add(self, tag: str, value: float, step: int) -> None:
-        self.scalars.setdefault(tag, []).append([step, float(value)])
+    def write_event(self, event: Event) -> None:
+        for value in event.summary.value:
+            self.scalars.setdefault(value.tag, []).append([event.step, value.simple_value])
 
     def flush(self) -> None:
-        """Nothing waits."""
+        pass
 
     def close(self) -> None:
-        """Nothing is open."""
+        pass
 
 
 def run_tensorboard(case: Case, report: Report) -> None:
@@ -311,13 +313,17 @@ def tagged_run(case: Case, setting: str, tags: Mapping[str, Any], size: int, wri
         [numbers_of(tags, tag)[0] for tag in sorted(tags) if tag.startswith("Initial-LR/")],
         (lambda update: 1.0) if "no_scheduler" in setting else (lambda update: 1 / (1 + update)),
         [
-            TensorBoard(Path("unused")),
+            Callback(),  # TensorBoard
             ValidationMonitor(validation("Acc", numbers_of(tags, "Val-Acc")), "Acc"),
         ],
         CLIP_GRAD_NORM=float(clip[1]) if clip else -1,
         GRAD_ACCUMULATE_STEPS=size,
     )
-    with patch("common.training.tensorboard.ScalarFile", lambda *_, **__: writer):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch("common.training.tensorboard.EventsWriter", lambda *_, **__: writer),
+    ):
+        trainer.callbacks[0] = TensorBoard(Path(folder))
         trainer.fit([one_batch()] * (len(steps) // epochs))
 
 

@@ -24,7 +24,7 @@ from common.models.pretrained import load_matching, load_state
 from common.training import checkpoint
 from common.training.callbacks import Speedometer, ValidationMonitor
 from common.training.run_folder import output_folder
-from common.training.step_monitor import Times
+from common.training.step_monitor import PhaseTimes
 from tests.golden.callback_cases import ScriptedTask, is_callback, scripted_trainer
 from tests.golden.harness import Case, Report, unwrapped
 
@@ -56,7 +56,7 @@ def run_speedometer(case: Case, report: Report) -> None:
         )
         found = []
         for call, (epoch, batch) in enumerate(entry["epoch_nbatch"]):
-            meter.tick(epoch, Times(*times))
+            meter.tick(epoch, PhaseTimes(*times))
             if batch % entry["frequent"] == 0:
                 values = metric_values(entry["metric_rule"], call) if entry["with_metric"] else {}
                 found.append({"call": call, "line": meter.line(batch, values)})
@@ -127,15 +127,15 @@ def compare_resume(case: Case, report: Report, what: str, entry: Mapping[str, An
         state = {key: own[key] for key in ("state_dict", "optimizer")} | {"validation_monitor": best}
         checkpoint.write(state, checkpoint.epoch_file(folder, "net", epoch))
     try:
-        found = checkpoint.find(folder, "net", train)
+        found = checkpoint.find_resume_point(folder, "net", train)
     except CheckpointError:
         report.equal(f"{what} refused", "error" in entry, True)
         return
     report.equal(f"{what} refused", "error" in entry, False)
-    report.equal(f"{what} file", found and found[1], entry.get("loaded_epoch_file"))
+    report.equal(f"{what} file", found and found.epoch - 1, entry.get("loaded_epoch_file"))
     if found is not None:
-        trainer.load_state_dict(torch.load(found[0], weights_only=True), str(found[0]), found[1] + 1)
-    report.equal(f"{what} begins at", trainer.epoch, entry.get("begin_epoch_after"))
+        trainer.load_state_dict(found.state, str(found.path), found.epoch)
+    report.equal(f"{what} begins at", trainer.state.epoch, entry.get("begin_epoch_after"))
     report.equal(f"{what} monitor", monitor.state_dict(), entry.get("monitor"))
 
 

@@ -14,7 +14,7 @@ from common.config.schema import parse_config
 from common.training.callbacks import Callback
 from common.training.checkpoint import named_parameters
 from common.training.optim import AdamW, build_optimizer, build_schedule
-from common.training.state import updates_per_epoch
+from common.training.state import steps_per_epoch
 from common.training.trainer import Trainer
 from tests.golden import load_cases
 from tests.golden.adapters import adapter_of, build_task
@@ -164,7 +164,7 @@ class Recorder(Callback):
         self.losses.append(trainer.loss.item())
         self.rates.append([group["lr"] for group in trainer.optimizer.param_groups])
         if trainer.grad_norm is not None:
-            self.norms.append((trainer.global_step, trainer.grad_norm.item()))
+            self.norms.append((trainer.state.global_batch, trainer.grad_norm.item()))
         self.metrics.append(trainer.metrics.compute())
 
 
@@ -179,7 +179,7 @@ def trajectory(case: Case, begin_epoch: int = 0) -> tuple[Trainer, list[Any], Re
     processes = task.config.GPUS.count(",") + 1
     optimizer = build_optimizer(train, named_parameters(model, names), processes)
     length = case.document["loader_length"]
-    schedule = build_schedule(train, optimizer, updates_per_epoch(length, train.GRAD_ACCUMULATE_STEPS))
+    schedule = build_schedule(train, optimizer, steps_per_epoch(length, train.GRAD_ACCUMULATE_STEPS))
     recorder = Recorder()
     adapter = adapter_of(case)
     batches = [adapter.batch(task, arguments(case, f"batch{index}.")) for index in range(length)]
@@ -189,7 +189,7 @@ def trajectory(case: Case, begin_epoch: int = 0) -> tuple[Trainer, list[Any], Re
 def run_trajectory(case: Case, report: Report) -> None:
     document = case.document
     trainer, batches, recorder = trajectory(case)
-    train = trainer.train
+    train = trainer.config
     groups = [
         {"parameters": len(group["params"]), "initial_lr": group["initial_lr"]}
         for group in trainer.optimizer.param_groups
@@ -276,7 +276,7 @@ def compare_resumed(case: Case, report: Report, whole: Recorder) -> None:
         return
     epoch = resume["begin_epoch"]
     first, batches, _ = trajectory(case)
-    first.train = first.train.model_copy(update={"END_EPOCH": epoch})
+    first.config = first.config.model_copy(update={"END_EPOCH": epoch})
     first.fit(batches)
     second, batches, recorder = trajectory(case, epoch)
     second.load_state_dict(first.state_dict(), case.name, epoch)

@@ -123,7 +123,7 @@ class Recorder(Callback):
         self.stop = stop
 
     def on_batch_end(self, trainer: Trainer) -> None:
-        if trainer.global_step + 1 == self.stop:
+        if trainer.state.global_batch + 1 == self.stop:
             self.saved = copy.deepcopy(trainer.state_dict())
 
 

@@ -161,7 +161,9 @@ def test_a_foreign_file_in_place_of_the_state_is_an_error(world):
     assert train(world, kill=Kill("batch", 6))[0] == [KILLED]
     torch.save({"word_embeddings.weight": torch.zeros(2, 2)}, folder(world) / "toy-latest.model")
     assert train(world)[0] == [1]
-    assert "toy-latest.model: not a state of a training run, it has no position; remove it" in printed(world)
+    assert "toy-latest.model: not the state of a training run: it has no position; remove it" in printed(
+        world
+    )
     (folder(world) / "toy-latest.model").unlink()
     assert train(world)[0] == [0]
 

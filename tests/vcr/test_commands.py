@@ -39,7 +39,7 @@ def test_training_writes_what_the_readme_says(trained):
     log = next(folder.glob("*.log")).read_text()
     assert "Epoch[0] Batch [0]" in log
     assert "Best Val Acc:" in log
-    assert "effective batch 4" in log
+    assert "effective batch size 4" in log
 
 
 def test_validation(trained, capsys):

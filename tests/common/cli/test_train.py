@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from common.cli import evaluate as evaluate_cli
+from common.cli import run as run_cli
 from common.cli import train as main
 from common.config.schema import ExperimentConfig, dump_config, load_config
 from common.errors import CheckpointError, ConfigError, UsageError
 from common.evaluation import checkpoints
 from common.models.pretrained import read_weights
 from common.training import loaders as build
+from common.training.checkpoint import config_of
 from common.training.optim import effective_batch_size
 from tests.common.training.toy import ToyModel, ToyTask, toy_config
 
@@ -54,8 +56,8 @@ def output(cfg):
     return cfg.parent / "out" / "toy.cfg" / "toytrain_train"
 
 
-def test_a_whole_run(cfg):
-    assert main.run(lambda: main.train_net(arguments(cfg), ToyTask)) == 0
+def test_train_writes_all_files(cfg):
+    assert run_cli.run(lambda: main.train_net(arguments(cfg), ToyTask)) == 0
     folder = output(cfg)
     (log,) = folder.glob("*.log")
     assert re.fullmatch(r"toy\.cfg_\d{4}-\d\d-\d\d-\d\d-\d\d\.log", log.name)
@@ -65,14 +67,18 @@ def test_a_whole_run(cfg):
     }
     text = log.read_text()
     assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} training args:Namespace", text, re.M)
-    for line in ("effective batch 4, base lr 0.04, 3 updates per epoch", "PROGRESS: 50.00%", "Best Val Acc"):
+    for line in (
+        "effective batch size 4, base lr 0.04, 3 steps per epoch",
+        "PROGRESS: 50.00%",
+        "Best Val Acc",
+    ):
         assert line in text
     assert "|linear.weight    |torch.float32    |(1, 2)    |2    |" in text
     assert "Epoch[1] Batch [2]\tSpeed" in text
     assert load_config(ExperimentConfig, folder / "resolved.yaml").TRAIN.LR == 0.01
 
 
-def test_a_finished_run_resumes_without_reading_pretrained_weights(cfg, monkeypatch):
+def test_train_resumes_without_pretrained_weights(cfg, monkeypatch):
     main.train_net(arguments(cfg, "--set", "TRAIN.END_EPOCH=1"), ToyTask)
     monkeypatch.setattr(
         ToyTask, "load_pretrained", lambda self, model: pytest.fail("pretrained weights were read")
@@ -95,13 +101,13 @@ def test_do_test_uses_the_best_checkpoint(cfg, caplog):
     assert len((folder / "net_toy.txt").read_text().splitlines()) == 12
 
 
-def test_an_unwritable_output_folder(cfg):
+def test_train_rejects_unwritable_output_folder(cfg):
     (cfg.parent / "out").write_text("a file")
     with pytest.raises(ConfigError, match=r"OUTPUT_PATH: .*toytrain_train: cannot write there"):
         main.train_net(arguments(cfg), ToyTask)
 
 
-def test_flags_replace_keys(cfg):
+def test_train_flags_override_keys(cfg):
     args = arguments(
         cfg, "--set", "TRAIN.LR=0.5", "--set", "VAL.BATCH_IMAGES=2", "--partial-pretrain", "a: b.model"
     )
@@ -113,7 +119,7 @@ def test_flags_replace_keys(cfg):
     assert effective_batch_size(config.TRAIN, 1) == 4
 
 
-def test_nothing_to_train(cfg):
+def test_train_rejects_zero_epochs(cfg):
     with pytest.raises(ConfigError, match=r"TRAIN\.END_EPOCH: 0: must be at least 1"):
         main.load_train_config(arguments(cfg, "--set", "TRAIN.END_EPOCH=0"), ToyTask)
 
@@ -128,15 +134,15 @@ def test_nothing_to_train(cfg):
         (OSError(errno.ENOSPC, "No space left", "x/events"), 1, "error: x/events: No space left\n"),
     ],
 )
-def test_a_mistake_of_the_user_has_no_traceback(capsys, error, status, message):
+def test_run_reports_user_errors_without_traceback(capsys, error, status, message):
     def fail():
         raise error
 
-    assert main.run(fail) == status
+    assert run_cli.run(fail) == status
     assert capsys.readouterr().err == message
 
 
-def test_a_missing_configuration_ends_with_status_2(tmp_path, monkeypatch, capsys):
+def test_run_missing_config_has_status_2(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["train", "--cfg", str(tmp_path / "none.yaml")])
     with pytest.raises(SystemExit) as stop:
         main.train_main(ToyTask)
@@ -144,24 +150,24 @@ def test_a_missing_configuration_ends_with_status_2(tmp_path, monkeypatch, capsy
     assert "none.yaml" in capsys.readouterr().err
 
 
-def test_our_own_errors_keep_their_traceback():
+def test_run_keeps_traceback_of_internal_errors():
     with pytest.raises(ZeroDivisionError):
-        main.run(lambda: 1 / 0)
+        run_cli.run(lambda: 1 / 0)
 
 
-def test_a_log_on_a_full_disk_does_not_hide_what_ended_the_run(tmp_path, monkeypatch):
+def test_log_file_on_full_disk_keeps_the_first_error(tmp_path, monkeypatch):
     def full(handler):
         handler.stream.close()
         raise OSError(errno.ENOSPC, "No space left")
 
     monkeypatch.setattr(logging.FileHandler, "close", full)
-    with pytest.raises(CheckpointError), main.log_file(tmp_path, "x.yaml"):
+    with pytest.raises(CheckpointError), run_cli.log_file(tmp_path, "x.yaml"):
         raise CheckpointError("no space for the checkpoint")
 
 
-def test_the_log_does_not_outlive_the_run(tmp_path):
+def test_log_file_removes_its_handler(tmp_path):
     before = list(logging.getLogger().handlers)
-    with main.log_file(tmp_path, "x/some.cfg.yaml"):
+    with run_cli.log_file(tmp_path, "x/some.cfg.yaml"):
         logging.getLogger("common").warning("hello")
     assert logging.getLogger().handlers == before
     (path,) = tmp_path.iterdir()
@@ -186,7 +192,7 @@ def test_parameter_table():
     ]
 
 
-def test_seeds():
+def test_seed_everything():
     def draw():
         main.seed_everything(7)
         return random.random(), np.random.rand(), torch.rand(1).item()
@@ -194,21 +200,19 @@ def test_seeds():
     assert draw() == draw()
 
 
-def test_an_open_seed_is_drawn_once_for_a_run(tmp_path, caplog):
+def test_with_seed_keeps_the_saved_seed(caplog):
     config = toy_config()
-    path = tmp_path / "net-0000.model"
-    torch.save({"config": dump_config(toy_config().model_copy(update={"RNG_SEED": 77}))}, path)
+    saved = config_of({"config": dump_config(config.model_copy(update={"RNG_SEED": 77}))})
     with caplog.at_level(logging.INFO):
-        assert main.with_seed(config, None, 5).RNG_SEED == 5
-        assert main.with_seed(config, path, 5).RNG_SEED == 77
+        assert main.with_seed(config, {}, 5).RNG_SEED == 5
+        assert main.with_seed(config, saved, 5).RNG_SEED == 77
     assert "RNG_SEED -1: this run uses 77" in caplog.text
-    assert main.with_seed(config.model_copy(update={"RNG_SEED": 6}), path, 5).RNG_SEED == 6
+    assert main.with_seed(config.model_copy(update={"RNG_SEED": 6}), saved, 5).RNG_SEED == 6
     for other in ({}, {"config": {"RNG_SEED": 77}}, {"config": "of another program"}):
-        torch.save(other, path)
-        assert main.with_seed(config, path, 5).RNG_SEED == 5
+        assert main.with_seed(config, config_of(other), 5).RNG_SEED == 5
 
 
-def test_evaluation_flags():
+def test_evaluation_parser_flags():
     parser = evaluate_cli.evaluation_parser("toy", result_path="./results")
     args = parser.parse_args([])
     assert vars(args) == {
@@ -224,7 +228,7 @@ def test_evaluation_flags():
     assert parser.parse_args(["--gpus", "0", "1"]).gpus == [0, 1]
 
 
-def test_a_model_from_a_checkpoint(tmp_path):
+def test_load_model_from_checkpoint(tmp_path):
     model = ToyModel()
     with torch.no_grad():
         model.linear.bias.fill_(9)
@@ -237,7 +241,7 @@ def test_a_model_from_a_checkpoint(tmp_path):
     assert not loaded.training
 
 
-def test_splits_use_their_own_settings():
+def test_build_dataloader_per_split():
     config = toy_config(BATCH_IMAGES=5).model_copy(update={"RNG_SEED": 0, "NUM_WORKERS_PER_GPU": 0})
     task = ToyTask(config)
     assert [len(build.build_dataloader(task, split)) for split in ("train", "val")] == [3, 12]
@@ -254,7 +258,7 @@ def evaluation(cfg, *flags, split="test"):
     )
 
 
-def test_what_a_command_for_one_checkpoint_runs(cfg):
+def test_load_evaluation_defaults(cfg):
     task, path, folder = evaluation(cfg)
     assert path == output(cfg) / "net-best.model"
     assert folder == cfg.parent / "out/toy.cfg/toytest_test"
@@ -262,7 +266,7 @@ def test_what_a_command_for_one_checkpoint_runs(cfg):
     assert task.config.TEST.BATCH_IMAGES == 1
 
 
-def test_flags_of_a_command_for_one_checkpoint(cfg):
+def test_load_evaluation_flags(cfg):
     results = cfg.parent / "results"
     flags = ("--ckpt", "x.model", "--bs", "7", "--split", "new", "--result-path", str(results))
     task, path, folder = evaluation(cfg, *flags, "--set", "VAL.SHUFFLE=true", split="val")

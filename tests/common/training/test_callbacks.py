@@ -8,12 +8,12 @@ from tensorboardX.proto.event_pb2 import Event
 from common.distributed import process_group as distributed
 from common.models.pretrained import read_weights
 from common.training.callbacks import Callback, Checkpointing, ProgressBar, Speedometer, ValidationMonitor
-from common.training.step_monitor import Times
+from common.training.step_monitor import PhaseTimes
 from common.training.tensorboard import TensorBoard
 from tests.common.distributed.processes import run_distributed
 from tests.common.training.toy import ToyTask, toy_batches, toy_config, toy_trainer
 
-TIMES = Times(0.01, 0.002, 0.3, 0.5, 0.1, 0.05)
+TIMES = PhaseTimes(0.01, 0.002, 0.3, 0.5, 0.1, 0.05)
 
 
 class Clock:
@@ -44,14 +44,14 @@ def test_speedometer_lines():
     ]
 
 
-def test_speedometer_forgets_the_rest_of_the_last_epoch():
+def test_speedometer_clears_its_window_each_epoch():
     clock = Clock()
     positions = [(epoch, batch) for epoch in range(2) for batch in range(4)]
     lines = run_speedometer(Speedometer(1, 2, 4, 2, clock=clock), clock, positions, 2, 1.0)
     assert "Data: 0.015" in lines[3]
 
 
-def test_speedometer_begins_every_epoch_with_the_first_line_and_shows_the_rank():
+def test_speedometer_first_line_of_each_epoch_and_rank():
     clock = Clock()
     lines = run_speedometer(Speedometer(1, 1, 1, 2, rank=3, clock=clock), clock, [(0, 0), (1, 0)], 1, 1.0)
     assert [line.split("\t")[:2] for line in lines] == [
@@ -108,7 +108,7 @@ def log_two_ranks(folder):
 
 
 @pytest.mark.dist
-def test_the_loss_that_tensorboard_shows_is_that_of_all_ranks(tmp_path):
+def test_tensorboard_loss_is_the_mean_over_ranks(tmp_path):
     shares = run_distributed(partial(log_two_ranks, tmp_path / "log"), tmp_path)
     assert shares[0] != shares[1]
     assert read_events(tmp_path / "log")["Train-Loss"] == [(0, pytest.approx(sum(shares) / 2))]
@@ -129,7 +129,7 @@ def fit(results, folder=None, frequent=1, metric="Acc", val_frequent=1):
     return monitor
 
 
-def test_validation_lines(caplog):
+def test_validation_log_lines(caplog):
     with caplog.at_level(logging.INFO):
         fit([0.3, 0.5, 0.5, float("nan")])
     lines = [record.message for record in caplog.records if "Val" in record.message]
@@ -147,18 +147,18 @@ def test_validation_lines(caplog):
     ]
 
 
-def test_validation_every_other_epoch():
+def test_validation_frequency():
     monitor = fit([0.3, 0.2], val_frequent=2)
     assert monitor.state_dict() == {"best_epoch": 1, "best_val": 0.3}
 
 
-def test_an_absent_metric_is_said(caplog):
+def test_validation_warns_about_missing_metric(caplog):
     monitor = fit([0.1] * 4, metric="RefAcc")
     assert monitor.best_epoch == -1
     assert "validation has no metric RefAcc" in caplog.text
 
 
-def test_plateau_schedule_sees_the_result():
+def test_validation_drives_plateau_schedule():
     results = iter([0.5, 0.4, 0.4])
     config = toy_config(END_EPOCH=3, LR=0.1, LR_SCHEDULE="plateau")
     trainer = toy_trainer(config, 1, [ValidationMonitor(lambda: {"Acc": next(results)}, "Acc")])
@@ -166,7 +166,7 @@ def test_plateau_schedule_sees_the_result():
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
 
 
-def test_checkpoints_and_the_best_one(tmp_path):
+def test_checkpointing_writes_epochs_and_best(tmp_path):
     fit([0.3, 0.5, 0.5, 0.4], tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *(f"net-000{epoch}.model" for epoch in range(4)),
@@ -184,7 +184,7 @@ def test_checkpoints_and_the_best_one(tmp_path):
     assert all(torch.equal(value, same[name]) for name, value in best["state_dict"].items())
 
 
-def test_the_best_checkpoint_does_not_wait_for_a_numbered_one(tmp_path):
+def test_checkpointing_writes_best_between_epoch_files(tmp_path):
     fit([0.3, 0.2, 0.9, 0.1], tmp_path, frequent=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "net-0001.model",
@@ -216,7 +216,7 @@ class Latest(Callback):
         self.places.append((state["epoch"], state["batch"]))
 
 
-def test_the_latest_state_is_saved_between_updates(tmp_path):
+def test_checkpointing_writes_latest_between_steps(tmp_path):
     latest = Latest(tmp_path / "net-latest.model")
     names = save(tmp_path, 5, [latest], CHECKPOINT_STEPS=2)
     assert names == ["0000", "0001", "best", "latest", "previous"]
@@ -228,19 +228,19 @@ def test_the_latest_state_is_saved_between_updates(tmp_path):
     assert (before["epoch"], before["batch"]) == (1, 5), "the validation was still to come"
 
 
-def test_old_checkpoints_go_and_the_best_one_stays(tmp_path):
+def test_checkpoint_keep_preserves_best(tmp_path):
     assert save(tmp_path, 1, CHECKPOINT_KEEP=1) == ["0001", "best"]
     assert read_weights(tmp_path / "net-best.model")["epoch"] == 1
 
 
-def test_what_a_run_came_from_stays_until_an_epoch_has_ended(tmp_path):
+def test_checkpoint_keep_preserves_the_resume_source(tmp_path):
     class Damaged(Callback):
         """Another epoch's file, which the run has passed over."""
 
         def on_train_start(self, trainer):
             (tmp_path / "net-0000.model").touch()
             (tmp_path / "net-0001.model").touch()
-            trainer.epoch = 1
+            trainer.state.epoch = 1
 
         def on_batch_end(self, trainer):
             assert (tmp_path / "net-0000.model").exists()
@@ -248,23 +248,23 @@ def test_what_a_run_came_from_stays_until_an_epoch_has_ended(tmp_path):
     assert save(tmp_path, 4, [Damaged()], CHECKPOINT_KEEP=1, CHECKPOINT_STEPS=1)[:1] == ["0001"]
 
 
-def test_a_checkpoint_waits_for_the_log(tmp_path):
+def test_checkpoint_is_written_after_the_log(tmp_path):
     class Order(Callback):
         def on_log(self, trainer, values):
-            self.logged = trainer.finished
+            self.logged = trainer.state.batch
 
         def on_save(self, trainer):
-            assert self.logged == trainer.finished
+            assert self.logged == trainer.state.batch
 
     save(tmp_path, 2, [Order()], CHECKPOINT_STEPS=1)
 
 
-def test_no_bar_without_a_terminal(capsys):
+def test_progress_bar_without_terminal(capsys):
     toy_trainer(toy_config(), 2, [ProgressBar()]).fit(toy_batches(2))
     assert capsys.readouterr().err == ""
 
 
-def test_a_bar_on_a_terminal(capsys, monkeypatch):
+def test_progress_bar_on_terminal(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     toy_trainer(toy_config(), 2, [ProgressBar()]).fit(toy_batches(2))
     assert "Epoch 1:" in capsys.readouterr().err

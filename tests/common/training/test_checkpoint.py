@@ -13,13 +13,13 @@ from common.training import checkpoint
 from tests.common.training.toy import ToyModel
 
 
-def test_names():
+def test_checkpoint_file_names():
     folder = checkpoint.Path("out")
     assert str(checkpoint.epoch_file(folder, "net", 7)) == "out/net-0007.model"
     assert str(checkpoint.best_file(folder, "net")) == "out/net-best.model"
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+def test_write_failure_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "net-0000.model"
     checkpoint.write({"state_dict": {"a": torch.ones(1)}}, path)
 
@@ -47,7 +47,7 @@ def test_link_replaces_the_target(tmp_path, monkeypatch, can_link):
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
-def test_weights_are_saved_in_single_precision_under_official_names():
+def test_model_state_is_float32_by_official_names():
     state = checkpoint.model_state(ToyModel().half(), OfficialNames((("linear.", "official._module."),)))
     assert {name: value.dtype for name, value in state.items()} == {
         "official._module.weight": torch.float32,
@@ -55,7 +55,7 @@ def test_weights_are_saved_in_single_precision_under_official_names():
     }
 
 
-def test_generators_continue(tmp_path):
+def test_rng_state_round_trip(tmp_path):
     checkpoint.write({"rng": [checkpoint.rng_state()]}, tmp_path / "x")
 
     def draw():
@@ -81,7 +81,7 @@ def trained(*sizes):
     return optimizer
 
 
-def test_an_optimizer_keeps_its_own_options():
+def test_load_optimizer_keeps_configured_options():
     optimizer = optimizer_of(2, weight_decay=0.5)
     optimizer.param_groups[0]["initial_lr"] = 0.7
     checkpoint.load_optimizer(optimizer, trained(2).state_dict(), "file")
@@ -99,12 +99,12 @@ def test_an_optimizer_keeps_its_own_options():
         ((3,), r"momentum_buffer of parameter 0 has shape"),
     ],
 )
-def test_an_optimizer_of_another_model_is_refused(sizes, message):
+def test_load_optimizer_rejects_other_model(sizes, message):
     with pytest.raises(CheckpointError, match=message):
         checkpoint.load_optimizer(optimizer_of(*sizes), trained(2).state_dict(), "net")
 
 
-def test_the_state_of_another_optimizer_is_refused():
+def test_load_optimizer_rejects_other_optimizer():
     sgd, adam = trained(2), torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
     with pytest.raises(CheckpointError, match=r"keeps momentum_buffer, Adam does not; .* TRAIN\.OPTIMIZER"):
         checkpoint.load_optimizer(adam, sgd.state_dict(), "net")
@@ -128,8 +128,15 @@ def train(**values):
         (train(RESUME=True, BEGIN_EPOCH=2), {0, 1, 2}, [1]),
     ],
 )
-def test_which_checkpoint_a_run_continues_from(config, files, expected):
+def test_resume_epochs(config, files, expected):
     assert checkpoint.resume_epochs(config, files.__contains__) == expected
+
+
+def resumed(folder, **values):
+    """File name, epoch and batch of the resume point."""
+    path, epoch, batch, state = checkpoint.find_resume_point(folder, "net", train(**values))
+    assert state == read_weights(path)
+    return path.name, epoch, batch
 
 
 def save(folder, *epochs):
@@ -137,14 +144,14 @@ def save(folder, *epochs):
         checkpoint.write({"epoch": epoch + 1}, checkpoint.epoch_file(folder, "net", epoch))
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog):
+def test_find_resume_point_skips_damaged_checkpoint(tmp_path, caplog):
     save(tmp_path, 0, 1)
     newest = checkpoint.epoch_file(tmp_path, "net", 1)
     newest.write_bytes(newest.read_bytes()[:100])
-    assert checkpoint.find(tmp_path, "net", train()) == (checkpoint.epoch_file(tmp_path, "net", 0), 0)
+    assert resumed(tmp_path) == ("net-0000.model", 1, 0)
     assert "net-0001.model" in caplog.text
     with pytest.raises(CheckpointError, match="net-0001"):
-        checkpoint.find(tmp_path, "net", train(RESUME=True, BEGIN_EPOCH=2))
+        checkpoint.find_resume_point(tmp_path, "net", train(RESUME=True, BEGIN_EPOCH=2))
 
 
 def save_state(folder, name, epoch, batch, **more):
@@ -152,44 +159,43 @@ def save_state(folder, name, epoch, batch, **more):
 
 
 @pytest.mark.parametrize(
-    ("latest", "previous", "chosen", "ended"),
+    ("latest", "previous", "chosen", "position"),
     [
-        ((2, 3), (2, 1), "net-latest.model", 1),
-        ((2, 0), (1, 5), "net-0001.model", 1),  # the same state by two names
-        ((1, 9), (1, 5), "net-0001.model", 1),
-        ((7, 1), (2, 1), "net-previous.model", 1),  # beyond END_EPOCH
+        ((2, 3), (2, 1), "net-latest.model", (2, 3)),
+        ((2, 0), (1, 5), "net-0001.model", (2, 0)),  # two names of one file
+        ((1, 9), (1, 5), "net-0001.model", (2, 0)),
+        ((7, 1), (2, 1), "net-previous.model", (2, 1)),  # latest is beyond END_EPOCH
     ],
 )
-def test_the_state_furthest_in_training_is_taken(tmp_path, latest, previous, chosen, ended):
+def test_find_resume_point_takes_the_furthest_state(tmp_path, latest, previous, chosen, position):
     save(tmp_path, 0, 1)
     save_state(tmp_path, "latest", *latest)
     save_state(tmp_path, "previous", *previous)
-    assert checkpoint.find(tmp_path, "net", train()) == (tmp_path / chosen, ended)
-    assert checkpoint.find(tmp_path, "net", train(RESUME=True, BEGIN_EPOCH=1))[1] == 0
-    assert checkpoint.find(tmp_path, "net", train(AUTO_RESUME=False)) is None
+    assert resumed(tmp_path) == (chosen, *position)
+    assert resumed(tmp_path, RESUME=True, BEGIN_EPOCH=1) == ("net-0000.model", 1, 0)
+    assert checkpoint.find_resume_point(tmp_path, "net", train(AUTO_RESUME=False)) is None
 
 
 @pytest.mark.parametrize(
-    ("resumed", "epoch", "chosen"),
-    # Interrupted; of another start; ended, so that RESUME asks for the epoch anew.
+    ("resumed_at", "epoch", "chosen"),
+    # Interrupted; state of another run; ended, so that RESUME trains the epoch again.
     [(2, 3, "net-latest.model"), (None, 3, "net-0001.model"), (2, 6, "net-0001.model")],
 )
-def test_resume_goes_on_with_its_own_state(tmp_path, resumed, epoch, chosen):
+def test_resume_uses_only_its_own_latest_state(tmp_path, resumed_at, epoch, chosen):
     save(tmp_path, 0, 1, 4)
-    save_state(tmp_path, "latest", epoch, 0, resumed=resumed)
-    found = checkpoint.find(tmp_path, "net", train(RESUME=True, BEGIN_EPOCH=2))
-    assert found == (tmp_path / chosen, 2 if chosen == "net-latest.model" else 1)
+    save_state(tmp_path, "latest", epoch, 0, resumed=resumed_at)
+    position = (3, 0) if chosen == "net-latest.model" else (2, 0)
+    assert resumed(tmp_path, RESUME=True, BEGIN_EPOCH=2) == (chosen, *position)
 
 
-def test_resume_passes_over_its_damaged_state(tmp_path, caplog):
+def test_resume_skips_damaged_latest_state(tmp_path, caplog):
     save(tmp_path, 1)
     (tmp_path / "net-latest.model").write_bytes(b"")
-    found = checkpoint.find(tmp_path, "net", train(RESUME=True, BEGIN_EPOCH=2))
-    assert found == (tmp_path / "net-0001.model", 1)
+    assert resumed(tmp_path, RESUME=True, BEGIN_EPOCH=2) == ("net-0001.model", 2, 0)
     assert "net-latest.model" in caplog.text
 
 
-def test_every_byte_is_covered_by_a_checksum(tmp_path):
+def test_read_detects_any_changed_byte(tmp_path):
     path = tmp_path / "net-0000.model"
     checkpoint.write({"state_dict": {"a": torch.arange(1000.0)}, "epoch": 1}, path)
     whole = path.read_bytes()
@@ -207,22 +213,22 @@ def test_every_byte_is_covered_by_a_checksum(tmp_path):
             checkpoint.read(path)
 
 
-def test_a_file_of_the_old_format_has_no_checksum(tmp_path):
+def test_read_accepts_the_old_format(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "x", _use_new_zipfile_serialization=False)
     assert checkpoint.read(tmp_path / "x") == {"state_dict": {}}
 
 
-def test_a_latest_state_of_something_else_is_an_error(tmp_path):
+def test_find_resume_point_rejects_latest_without_position(tmp_path):
     save(tmp_path, 0)
     checkpoint.write({"state_dict": {"a": torch.ones(1)}}, tmp_path / "net-latest.model")
-    with pytest.raises(CheckpointError, match=r"net-latest\.model: not a state of a training run"):
-        checkpoint.find(tmp_path, "net", train())
+    with pytest.raises(CheckpointError, match=r"net-latest\.model: not the state of a training run"):
+        checkpoint.find_resume_point(tmp_path, "net", train())
 
 
 @pytest.mark.parametrize(
     ("keep", "epoch", "left"), [(0, 5, [0, 1, 3, 5, 10000]), (2, 5, [3, 5, 10000]), (1, 3, [3, 5, 10000])]
 )
-def test_old_checkpoints_are_removed(tmp_path, keep, epoch, left):
+def test_prune_keeps_the_newest(tmp_path, keep, epoch, left):
     save(tmp_path, 0, 1, 3, 5, 10000)
     others = {
         "net-best.model",
@@ -238,13 +244,13 @@ def test_old_checkpoints_are_removed(tmp_path, keep, epoch, left):
     assert {path.name for path in tmp_path.iterdir()} == others | expected
 
 
-def test_only_damaged_checkpoints_stop_the_run(tmp_path):
+def test_find_resume_point_with_only_damaged_files(tmp_path):
     checkpoint.epoch_file(tmp_path, "net", 0).write_bytes(b"")
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
-        checkpoint.find(tmp_path, "net", train())
+        checkpoint.find_resume_point(tmp_path, "net", train())
 
 
-def test_a_missing_checkpoint(tmp_path):
-    assert checkpoint.find(tmp_path, "net", train()) is None
+def test_find_resume_point_without_files(tmp_path):
+    assert checkpoint.find_resume_point(tmp_path, "net", train()) is None
     with pytest.raises(CheckpointError, match="net-0003"):
-        checkpoint.find(tmp_path, "net", train(RESUME=True, BEGIN_EPOCH=4))
+        checkpoint.find_resume_point(tmp_path, "net", train(RESUME=True, BEGIN_EPOCH=4))

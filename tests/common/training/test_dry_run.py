@@ -42,7 +42,7 @@ def batches(datasets, **train):
     return [[part.index.tolist() for part in parts] for parts in found], found
 
 
-def test_without_limits_it_is_the_largest_sample_again_and_again():
+def test_largest_batches_repeat_the_largest_sample():
     indices, ((batch,),) = batches([Growing(8)])
     assert indices == [[[7, 7, 7]]]
     assert isinstance(batch, ToyBatch)
@@ -51,11 +51,11 @@ def test_without_limits_it_is_the_largest_sample_again_and_again():
     assert batches([Growing(8)], ASPECT_GROUPING=True)[1][0][0].images.shape == (3, 3, 10, 27)
 
 
-def test_only_some_samples_are_read():
+def test_largest_batches_read_a_subset():
     assert batches([Growing(1000)])[0] == [[[984, 984, 984]]]
 
 
-def test_with_limits_it_fills_them():
+def test_largest_batches_fill_limits():
     # Places: 2 i + 2.
     assert batches([Growing(8)], BATCH_IMAGES=9, MAX_TOKENS=40)[0] == [[[7, 7, 3]]]
     assert batches([Growing(8)], BATCH_IMAGES=2, MAX_TOKENS=40)[0] == [[[7, 7]]]
@@ -63,7 +63,7 @@ def test_with_limits_it_fills_them():
     assert batches([Growing(8)], BATCH_IMAGES=4, MAX_TOKENS=10)[0] == [[[7]]]
 
 
-def test_of_several_datasets_each_comes_first_in_filling_a_limit():
+def test_largest_batches_start_with_each_dataset():
     datasets = [Growing(4), Growing(9, texts=True)]
     sizes = {"BATCH_IMAGES": [2, 2]}
     assert batches(datasets, **sizes)[0] == [[[3, 3, 8, 8]]]
@@ -107,7 +107,7 @@ def state(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def test_it_leaves_everything_as_it_was(caplog):
+def test_dry_run_restores_state(caplog):
     torch.manual_seed(3)
     before, weights, drawn = checkpoint.rng_state(), state(Noisy()), random.getstate()
     checkpoint.load_rng_state(before)
@@ -126,7 +126,7 @@ def test_it_leaves_everything_as_it_was(caplog):
     assert trainer.optimizer.state_dict()["state"] == {}
 
 
-def test_no_memory_is_said_before_the_first_step():
+def test_dry_run_reports_out_of_memory():
     with pytest.raises(TrainingError) as error:
         rehearse(BATCH_IMAGES=12)
     text = str(error.value)
@@ -137,5 +137,5 @@ def test_no_memory_is_said_before_the_first_step():
 
 
 @pytest.mark.parametrize("changes", [{"DRY_RUN": "auto"}, {"DRY_RUN": "never"}, {"BEGIN_EPOCH": 2}])
-def test_it_is_left_out(changes):
+def test_dry_run_is_skipped(changes):
     assert rehearse(**changes)[0].task.sizes == []

@@ -12,7 +12,7 @@ def value(ratio):
     return ratio.total.item() / ratio.count.item()
 
 
-def test_accuracy_ignores_rows_without_label():
+def test_accuracy_ignores_unlabeled_rows():
     logits = torch.tensor([[1.0, 2, 3, 0], [4, 3, 2, 1], [0, 0, 0, 0]])
     ratio = metrics.accuracy(logits, torch.tensor([2, 1, -1]))
     assert (ratio.total.item(), ratio.count.item()) == (1, 2)
@@ -20,14 +20,6 @@ def test_accuracy_ignores_rows_without_label():
 
 def test_accuracy_takes_the_first_of_equal_logits():
     assert value(metrics.accuracy(torch.zeros(1, 3), torch.tensor([0]))) == 1
-
-
-def test_joint_accuracy_needs_both():
-    right, wrong = [0.0, 1.0], [1.0, 0.0]
-    ratio = metrics.joint_accuracy(
-        torch.tensor([right, right, wrong]), torch.ones(3), torch.tensor([right, wrong, right]), torch.ones(3)
-    )
-    assert (ratio.total.item(), ratio.count.item()) == (1, 3)
 
 
 def test_soft_accuracy():
@@ -46,18 +38,18 @@ def test_refcoco_metrics():
     assert value(metrics.cls_pos_fraction(labels)) == pytest.approx(3 / 7)
 
 
-def test_region_accuracy_stays_in_the_row():
+def test_region_accuracy_uses_boxes_of_the_image():
     logits, labels = torch.tensor([-5.0, -4, 9, 8]), torch.tensor([0.0, 1, 1, 0])
     assert metrics.region_accuracy(logits, labels, Lengths.of([2, 1, 1])).total.item() == 2
 
 
-def test_mvrc_accuracy_counts_distributions_only():
+def test_mvrc_accuracy_counts_only_distributions():
     logits = torch.tensor([[[1.0, 2], [3, 0], [0, 1]]])
     ratio = metrics.mvrc_accuracy(logits, torch.tensor([[[0.4, 0.6], [0, 0], [0.95, 0]]]))
     assert (ratio.total.item(), ratio.count.item()) == (1, 2)
 
 
-def test_loss_meter_counts_steps_without_the_loss():
+def test_loss_meter_counts_batches_without_the_loss():
     accumulated = Metrics()
     like = torch.zeros(())
     accumulated.update({"L": metrics.loss_meter({"a": torch.tensor(3.0)}, "a", like)})
@@ -65,7 +57,7 @@ def test_loss_meter_counts_steps_without_the_loss():
     assert accumulated.compute() == {"L": 1.5}
 
 
-def test_metrics_add_up_and_reset():
+def test_metrics_update_and_reset():
     accumulated = Metrics()
     assert accumulated.compute() == {}
     accumulated.update(
@@ -80,14 +72,14 @@ def test_metrics_add_up_and_reset():
     assert accumulated.compute() == {}
 
 
-def test_metrics_count_beyond_single_precision():
+def test_metrics_count_beyond_float32():
     accumulated = Metrics()
     accumulated.update({"A": Ratio(torch.tensor(2.0**24), torch.tensor(2**24))})
     accumulated.update({"A": Ratio(torch.tensor(1.0), torch.tensor(1))})
     assert accumulated.state_dict() == {"A": (2.0**24 + 1, 2.0**24 + 1)}
 
 
-def test_metrics_continue_from_their_state():
+def test_metrics_state_dict_round_trip():
     first, second = Metrics(), Metrics()
     first.update({"A": Ratio(torch.tensor(1.0), torch.tensor(4))})
     second.load_state_dict(first.state_dict())

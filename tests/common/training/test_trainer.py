@@ -7,6 +7,7 @@ import torch
 
 from common.errors import CheckpointError, TrainingError
 from common.training.callbacks import Callback
+from common.training.precision import Precision
 from tests.common.training.toy import ToyModel, ToyTask, toy_batch, toy_batches, toy_config, toy_trainer
 
 
@@ -21,16 +22,16 @@ class Recorder(Callback):
         self.events.append("start")
 
     def on_epoch_start(self, trainer):
-        self.events.append(f"epoch {trainer.epoch}")
+        self.events.append(f"epoch {trainer.state.epoch}")
 
     def on_batch_end(self, trainer):
         self.rates.append(trainer.optimizer.param_groups[0]["lr"])
         self.losses.append(trainer.loss.item())
         if trainer.grad_norm is not None:
-            self.norms.append((trainer.global_step, trainer.grad_norm.item()))
+            self.norms.append((trainer.state.global_batch, trainer.grad_norm.item()))
 
     def on_log(self, trainer, values):
-        self.events.append(f"log {trainer.finished} {','.join(values)}")
+        self.events.append(f"log {trainer.state.batch} {','.join(values)}")
 
     def on_epoch_end(self, trainer):
         self.events.append("end of epoch")
@@ -46,7 +47,7 @@ def fit(config, batches, **options):
     return trainer, recorder
 
 
-def test_hooks_and_metrics_come_in_order():
+def test_fit_calls_hooks_in_order():
     _, recorder = fit(toy_config(END_EPOCH=1), toy_batches(2))
     assert recorder.events == [
         "start",
@@ -58,7 +59,7 @@ def test_hooks_and_metrics_come_in_order():
     ]
 
 
-def test_one_update_by_hand():
+def test_fit_takes_a_step_computed_by_hand():
     # outputs: 0.25, -0.5; errors -0.75, -0.5; d/dbias = mean(2 * error) = -1.25; lr 0.02
     trainer, recorder = fit(toy_config(END_EPOCH=1, MOMENTUM=0.0), toy_batches(1))
     assert recorder.losses == [pytest.approx((0.75**2 + 0.5**2) / 2)]
@@ -67,7 +68,7 @@ def test_one_update_by_hand():
     assert weights == pytest.approx([0.5 + 0.02 * (0.75 + 0.25), 0.5 + 0.02 * (-0.75 - 1.0)])
 
 
-def test_accumulation_equals_the_larger_batch():
+def test_accumulation_equals_larger_batch():
     batches = toy_batches(4)
     small, _ = fit(toy_config(GRAD_ACCUMULATE_STEPS=2, LR=0.01), batches)
     joined = [
@@ -78,11 +79,11 @@ def test_accumulation_equals_the_larger_batch():
     torch.testing.assert_close(small.model.state_dict(), large.model.state_dict(), rtol=1e-6, atol=1e-7)
 
 
-def test_the_last_group_of_an_epoch_steps_with_its_own_size():
+def test_accumulation_divides_last_group_by_its_size():
     config = toy_config(GRAD_ACCUMULATE_STEPS=2, CLIP_GRAD_NORM=100.0, END_EPOCH=2, MOMENTUM=0.0)
     _, recorder = fit(config, toy_batches(3))
     assert [step for step, _ in recorder.norms] == [1, 2, 4, 5]
-    # The third batch alone, from where the first update led, has the gradient of an undivided loss.
+    # The third batch is a group of its own: its loss is not divided.
     alone = toy_trainer(toy_config(CLIP_GRAD_NORM=100.0, END_EPOCH=1), 3)
     first = toy_trainer(
         config.model_copy(update={"TRAIN": config.TRAIN.model_copy(update={"END_EPOCH": 1})}), 2
@@ -93,16 +94,16 @@ def test_the_last_group_of_an_epoch_steps_with_its_own_size():
     assert recorder.norms[1][1] == pytest.approx(alone.grad_norm.item(), rel=1e-6)
 
 
-def test_rates_of_the_spec_example():
+def test_fit_sets_triangle_learning_rates():
     config = toy_config(
         END_EPOCH=2, LR=0.05, GRAD_ACCUMULATE_STEPS=2, LR_SCHEDULE="triangle", WARMUP=True, WARMUP_STEPS=2
     )
     _, recorder = fit(config, toy_batches(4))
-    # T = 4: the first micro batch of a run shows f(0), each update k uses f(k).
+    # 4 steps: the first batch of a run shows f(0), step k uses f(k).
     assert recorder.rates == pytest.approx([0, 0.05, 0.05, 0.1, 0.1, 0.05, 0.05, 0])
 
 
-def test_losses_are_weighted():
+def test_fit_weights_losses():
     class Weighted(ToyTask):
         @property
         def loss_weights(self):
@@ -112,12 +113,12 @@ def test_losses_are_weighted():
     assert recorder.losses == [pytest.approx((0.75**2 + 0.5**2) / 4)]
 
 
-def test_metrics_start_anew_each_epoch():
+def test_fit_resets_metrics_each_epoch():
     trainer, _ = fit(toy_config(END_EPOCH=2), toy_batches(3))
     assert trainer.metrics.state_dict()["ToyLoss"][1] == 3
 
 
-def test_callbacks_end_after_an_error():
+def test_fit_ends_callbacks_after_an_error():
     class Broken(ToyTask):
         def losses(self, outputs, batch):
             raise KeyboardInterrupt
@@ -130,7 +131,7 @@ def test_callbacks_end_after_an_error():
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW"])
 @pytest.mark.parametrize("stop_after", [2, 4, 6])
-def test_resuming_is_bit_equal(optimizer, stop_after):
+def test_resume_is_bit_exact(optimizer, stop_after):
     config = toy_config(
         END_EPOCH=2,
         OPTIMIZER=optimizer,
@@ -143,49 +144,54 @@ def test_resuming_is_bit_equal(optimizer, stop_after):
 
     class Saver(Callback):
         def on_batch_end(self, trainer):
-            if trainer.global_step + 1 == stop_after:
+            if trainer.state.global_batch + 1 == stop_after:
                 saved.update(copy.deepcopy(trainer.state_dict()))
 
     straight = toy_trainer(config, 4, [Saver()])
     straight.fit(toy_batches(4))
     resumed = toy_trainer(config, 4)
     resumed.load_state_dict(saved, "file", 0)
-    # After the last batch of an epoch its validation is still to come.
-    assert (resumed.epoch, resumed.finished) == ((stop_after - 1) // 4, (stop_after - 1) % 4 + 1)
+    # After the last batch of an epoch, its validation is still to come.
+    assert (resumed.state.epoch, resumed.state.batch) == ((stop_after - 1) // 4, (stop_after - 1) % 4 + 1)
     resumed.fit(toy_batches(4))
     for name, tensor in straight.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
     assert resumed.metrics.state_dict() == straight.metrics.state_dict()
 
 
+class ScaledPrecision(Precision):
+    """Scales the loss on a CPU, with an initial scale that overflows."""
+
+    def __init__(self):
+        super().__init__(torch.device("cpu"))
+        self.scaled = True
+        self._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+
+
 def scaled_trainer(config, callbacks=()):
-    """Trains with a loss scale that overflows at first, as on a GPU in half precision."""
-    trainer = toy_trainer(config, 4, callbacks)
-    trainer.precision.scaled = trainer.guard._scaled = True
-    trainer.precision._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
-    return trainer
+    return toy_trainer(config, 4, callbacks, precision=ScaledPrecision())
 
 
-def test_overflows_lower_the_scale_and_do_not_move_the_schedule(caplog):
+def test_overflow_lowers_scale_and_keeps_schedule(caplog):
     config = toy_config(END_EPOCH=2, LR_SCHEDULE="triangle", WARMUP=True, WARMUP_STEPS=2)
     saved, recorder = [], Recorder()
 
     class Saver(Callback):
-        def on_update_end(self, trainer):
+        def on_step_end(self, trainer):
             saved.append(copy.deepcopy(trainer.state_dict()))
 
     trainer = scaled_trainer(config, [Saver(), recorder])
     with caplog.at_level(logging.INFO):
         trainer.fit(toy_batches(4))
     # The gradients of the fourth batch are the largest.
-    assert "update 4): the gradient overflowed, update left out (1 so far)" in caplog.text
-    assert (trainer.guard.skipped, trainer.precision.state_dict()["scale"]) == (2, 2.0**125)
+    assert "step 4: the gradient overflowed, step skipped (1 so far)" in caplog.text
+    assert (trainer.guard.num_skipped, trainer.precision.state_dict()["scale"]) == (2, 2.0**125)
     _, straight = fit(config, toy_batches(4))
     assert recorder.rates == straight.rates[:4] + straight.rates[3:7]
     resumed = scaled_trainer(config)
     resumed.load_state_dict(saved[3], "file", 0)
     resumed.fit(toy_batches(4))
-    assert resumed.guard.skipped == 2
+    assert resumed.guard.num_skipped == 2
     assert resumed.precision.state_dict() == trainer.precision.state_dict()
     assert torch.equal(resumed.model.linear.weight, trainer.model.linear.weight)
 
@@ -193,39 +199,39 @@ def test_overflows_lower_the_scale_and_do_not_move_the_schedule(caplog):
 @pytest.mark.parametrize(
     ("finished", "batches", "expected"), [(4, 8, 4), (4, 4, 2), (6, 16, 12), (6, 7, 4), (8, 3, 3), (0, 3, 0)]
 )
-def test_another_number_of_processes_goes_on_at_the_same_sample(finished, batches, expected, caplog):
+def test_align_to_loader_with_other_number_of_batches(finished, batches, expected, caplog):
     trainer = toy_trainer(toy_config(GRAD_ACCUMULATE_STEPS=2), 8)
-    trainer.finished, trainer.batches = finished, 8
-    trainer.enter(batches)
-    assert (trainer.finished, trainer.batches) == (expected, batches)
+    trainer.state.batch, trainer.state.batches_per_epoch = finished, 8
+    trainer.state.align_to_loader(batches)
+    assert (trainer.state.batch, trainer.state.batches_per_epoch) == (expected, batches)
     assert ("an epoch had 8 batches" in caplog.text) == (finished > 0 and batches != 8)
 
 
-def test_another_accumulation_goes_on_at_a_whole_update(caplog):
+def test_align_to_loader_with_other_accumulation(caplog):
     trainer = toy_trainer(toy_config(GRAD_ACCUMULATE_STEPS=2, END_EPOCH=1), 12)
-    trainer.finished, trainer.batches = 6, 12
+    trainer.state.batch, trainer.state.batches_per_epoch = 6, 12
     resumed = toy_trainer(toy_config(GRAD_ACCUMULATE_STEPS=4, END_EPOCH=1), 12)
     resumed.load_state_dict(trainer.state_dict(), "file", 0)
-    resumed.enter(12)
-    assert (resumed.finished, resumed.group()) == (4, (4, False))
-    assert "12 batches, 2 per update, now 12, 4 per update: going on at batch 4" in caplog.text
+    resumed.state.align_to_loader(12)
+    assert (resumed.state.batch, resumed.state.accumulation_group()) == (4, (4, False))
+    assert "12 batches, 2 per step; now 12, 4 per step: resuming at batch 4" in caplog.text
 
 
-def test_a_checkpoint_of_the_reference_has_no_position():
+def test_load_state_dict_of_reference_checkpoint():
     trainer = toy_trainer(toy_config(), 2)
     old = {key: trainer.state_dict()[key] for key in ("state_dict", "optimizer")}
     old["state_dict"] = {f"module.{name}": tensor for name, tensor in old["state_dict"].items()}
     resumed = toy_trainer(toy_config(), 2)
     resumed.load_state_dict(old, "old.model", 1)
-    assert (resumed.epoch, resumed.finished) == (1, 0)
+    assert (resumed.state.epoch, resumed.state.batch) == (1, 0)
 
 
-def test_a_foreign_file_is_refused():
-    with pytest.raises(CheckpointError, match=r"x\.bin: not a training checkpoint, it has no optimizer"):
+def test_load_state_dict_rejects_foreign_file():
+    with pytest.raises(CheckpointError, match=r"x\.bin: not a training checkpoint: it has no optimizer"):
         toy_trainer(toy_config(), 1).load_state_dict({"state_dict": {}}, "x.bin", 0)
 
 
-def test_a_loader_is_told_epoch_and_position():
+def test_fit_passes_epoch_and_position_to_the_sampler():
     calls = []
 
     class Loader(list):
@@ -235,12 +241,12 @@ def test_a_loader_is_told_epoch_and_position():
             return iter(toy_batches(2)[calls[-1][1] :])
 
     trainer = toy_trainer(toy_config(END_EPOCH=2), 2)
-    trainer.finished, trainer.batches = 1, 2
+    trainer.state.batch, trainer.state.batches_per_epoch = 1, 2
     trainer.fit(Loader(toy_batches(2)))
     assert calls == [(0, 1), (1, 0)]
 
 
-def test_progress_is_logged(caplog):
+def test_fit_logs_progress(caplog):
     with caplog.at_level(logging.INFO):
         fit(toy_config(END_EPOCH=4), toy_batches(1), model=ToyModel())
     assert [record.message for record in caplog.records if "PROGRESS" in record.message] == [
@@ -252,7 +258,7 @@ def test_progress_is_logged(caplog):
 
 
 class Sums(ToyTask):
-    """Two losses, one of which only samples with a label count for; its mean adds 0.5 to their number."""
+    """Two losses. Only samples with a positive label count for the second, whose mean adds 0.5 to their number."""
 
     @property
     def label_count_eps(self):
@@ -267,7 +273,7 @@ class Sums(ToyTask):
         return {"loss": batch.num_samples, "part": (batch.y > 0.5).sum()}
 
 
-PARTS = toy_config(
+SPLIT_CONFIG = toy_config(
     END_EPOCH=2,
     GRAD_ACCUMULATE_STEPS=2,
     CLIP_GRAD_NORM=0.5,
@@ -275,7 +281,7 @@ PARTS = toy_config(
 )
 
 
-def in_parts(batch):
+def in_microbatches(batch):
     """Its rows 2 and 3, 1, and 0."""
     rows = zip(batch.x.tolist(), batch.y.tolist(), strict=True)
     singles = list(rows)
@@ -290,10 +296,10 @@ def rows_of_four(count):
     ]
 
 
-def test_a_batch_in_parts_is_learnt_as_a_whole():
+def test_microbatches_equal_whole_batch():
     batches = rows_of_four(3)
-    whole, recorded = fit(PARTS, batches, task_class=Sums)
-    parts, recorded_parts = fit(PARTS, [in_parts(batch) for batch in batches], task_class=Sums)
+    whole, recorded = fit(SPLIT_CONFIG, batches, task_class=Sums)
+    parts, recorded_parts = fit(SPLIT_CONFIG, [in_microbatches(batch) for batch in batches], task_class=Sums)
     assert recorded_parts.losses == pytest.approx(recorded.losses, rel=1e-6)
     assert [step for step, _ in recorded_parts.norms] == [1, 2, 4, 5]
     assert recorded_parts.events == recorded.events
@@ -304,12 +310,12 @@ def test_a_batch_in_parts_is_learnt_as_a_whole():
         assert parts.metrics.state_dict()[name] == pytest.approx(values, rel=1e-6), name
 
 
-def test_messages_name_the_part():
-    batch = in_parts(rows_of_four(1)[0])
+def test_errors_name_the_microbatch():
+    batch = in_microbatches(rows_of_four(1)[0])
     spoilt = (batch[0], toy_batch([[1.0, 1.0]], [[float("nan")]], index=[5]), batch[2])
-    with pytest.raises(TrainingError, match=r"update 1\), part 2 of 3: loss nan; records toy-5\n") as error:
+    with pytest.raises(TrainingError, match=r"step 1, microbatch 2 of 3: loss nan; records toy-5\n") as error:
         fit(toy_config(), [spoilt])
-    assert "part 1" not in str(error.value)
+    assert "microbatch 1" not in str(error.value)
 
     class Greedy(ToyTask):
         def losses(self, outputs, batch):
@@ -317,5 +323,5 @@ def test_messages_name_the_part():
                 raise torch.OutOfMemoryError("full")
             return super().losses(outputs, batch)
 
-    with pytest.raises(TrainingError, match=r"part 1 of 3: out of memory with a batch of index \(2,\)"):
+    with pytest.raises(TrainingError, match=r"microbatch 1 of 3: out of memory with a batch of index \(2,\)"):
         fit(toy_config(), [batch], task_class=Greedy)

@@ -1,4 +1,4 @@
-"""A task so small that every number of a run can be computed by hand: one linear layer, squared error."""
+"""A task small enough to compute by hand: one linear layer, squared error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common.data.dataset import VisualLinguisticDataset
 from common.models.pretrained import LoadReport
 from common.training.metrics import Ratio
 from common.training.optim import build_optimizer, build_schedule
-from common.training.state import updates_per_epoch
+from common.training.state import steps_per_epoch
 from common.training.task import PredictingTask
 from common.training.trainer import Trainer
 
@@ -146,13 +146,14 @@ def toy_batches(count):
     return [toy_batch([[i + 1.0, -1.0], [0.5, i - 2.0]], [[1.0], [0.5 * i]]) for i in range(count)]
 
 
-def toy_trainer(config, batches_per_epoch, callbacks=(), task_class=ToyTask, model=None, processes=1):
+def toy_trainer(
+    config, batches_per_epoch, callbacks=(), task_class=ToyTask, model=None, processes=1, precision=None
+):
     task = task_class(config)
     model = model or task.build_model()
     names = task.state_dict_names
     parameters = {names.official(name): value for name, value in model.named_parameters()}
     optimizer = build_optimizer(config.TRAIN, parameters, processes)
-    updates = updates_per_epoch(batches_per_epoch, config.TRAIN.GRAD_ACCUMULATE_STEPS)
-    return Trainer(
-        task, model, optimizer, build_schedule(config.TRAIN, optimizer, updates), callbacks=callbacks
-    )
+    steps = steps_per_epoch(batches_per_epoch, config.TRAIN.GRAD_ACCUMULATE_STEPS)
+    schedule = build_schedule(config.TRAIN, optimizer, steps)
+    return Trainer(task, model, optimizer, schedule, callbacks=callbacks, precision=precision)
