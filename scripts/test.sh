@@ -9,5 +9,6 @@ export OMP_NUM_THREADS=1
 
 ruff format --check --quiet .
 ruff check --quiet .
+python scripts/architecture.py
 mypy
 python -m pytest "$@"
