@@ -22,7 +22,7 @@ from common.data.regions.packed_format import PackedHeader, PackedWriter, packed
 from common.data.regions.reader import source_name
 from common.data.storage.store import Store, files_in
 from common.errors import DataError, UsageError
-from common.progress import shown
+from common.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def _add_all(writer: PackedWriter, files: Mapping[str, str], header: PackedHeade
         raise UsageError(f"the partial file holds {min(gone)}, which no source has any more; remove it")
     store = Store()
     left_out = 0
-    for key in shown([key for key in files if key not in writer.offsets], "picture"):
+    for key in track([key for key in files if key not in writer.offsets], unit="image"):
         path = files[key]
         try:
             record = store.json(path)

@@ -30,7 +30,7 @@ from common.evaluation.outputs import ensure_writable_dir
 from common.extraction.job import leave_out, list_images
 from common.files import writing
 from common.inference.predictor import TrainedModel
-from common.progress import shown
+from common.progress import track
 from common.provenance import fingerprint
 from common.training import checkpoint
 from common.training.run_folder import run_folder
@@ -120,7 +120,7 @@ def write_all(
 ) -> int:
     """Writes the maps of every picture, and its page; returns how many pictures were left out."""
     left_out = 0
-    for name, one in shown(list(asked.items()), "picture"):
+    for name, one in track(asked.items(), unit="image"):
         try:
             record = model.encode(one.path, one.text, boxes, attention=True).maps()
         except DataError as error:

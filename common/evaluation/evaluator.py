@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from common.batch import Batch
 from common.config.fields import Split
 from common.data.loader import Loader, batches_of, worker_crash_context
 from common.distributed import process_group as distributed
+from common.progress import track
 from common.training.metrics import Metrics, loss_over
 from common.training.precision import Precision, to_float32
 from common.training.step_monitor import oom_context
@@ -32,13 +31,10 @@ def iterate_outputs(
     model = distributed.unwrap(model).eval()
     distributed.broadcast_buffers(model)
     precision = precision or Precision(device)
-    shown = distributed.is_main() and sys.stderr.isatty()
-    # Epoch 0 always: random decisions of a validation item (masks of pre-training) stay the same.
-    shown_batches = tqdm(
-        batches_of(loader, 0), total=len(loader), desc=task.name, leave=False, disable=not shown
-    )
+    # Always epoch 0, so that random choices such as pre-training masks are the same in every evaluation.
+    batches = batches_of(loader, 0)
     with worker_crash_context(evaluation=loader):
-        for batch in shown_batches:
+        for batch in track(batches, task.name, len(loader), "batch", disable=not distributed.is_main()):
             moved = batch.to(device)
             with oom_context("evaluation", batch), torch.inference_mode(), precision.autocast():
                 outputs = model(moved)

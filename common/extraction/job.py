@@ -31,7 +31,7 @@ from common.extraction.features import RegionExtractor
 from common.extraction.resume import CONTINUES, continued
 from common.extraction.workers import results_in_order
 from common.files import replace_file, writing
-from common.progress import shown
+from common.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -293,7 +293,7 @@ class Extraction:
         worked = results_in_order(work, partial(Worker, self.recipe, record), self.devices)
         results: Iterator[Result] = (result for batch in worked for result in batch)
         left_out = 0
-        for result in shown(results, "picture", len(missing)):
+        for result in track(results, total=len(missing), unit="image"):
             if result.problem:
                 leave_out(result.problem, allowed=self.skip_bad)
                 left_out += 1

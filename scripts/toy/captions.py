@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.progress import track
 from scripts.toy.coco import image_index, write_pictures
 from scripts.toy.regions import write_regions
 from scripts.toy.world import (
@@ -14,7 +15,6 @@ from scripts.toy.world import (
     generator,
     make_scene,
     pick,
-    progress,
     save_picture,
     write_json,
     write_lines,
@@ -44,7 +44,7 @@ def write_conceptual_captions(root: Path, split: str, count: int, seed: int) -> 
     """Writes `<split>_image/`, `<split>_frcnn/` and `<split>_frcnn.json` of `count` captions below `root`."""
     rng = generator(seed, "captions", split)
     lines = []
-    for start in progress(range(0, count, CAPTIONS_PER_PICTURE), f"captions {split}"):
+    for start in track(range(0, count, CAPTIONS_PER_PICTURE), f"captions {split}", unit="image"):
         number = start // CAPTIONS_PER_PICTURE
         scene = make_scene(rng, COUNTS)
         save_picture(scene, rng, root / f"{split}_image" / f"{number:08d}.jpg")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.toy.world import KINDS, Box, Scene, generator, make_scene, progress, save_picture, write_json
+from common.progress import track
+from scripts.toy.world import KINDS, Box, Scene, generator, make_scene, save_picture, write_json
 
 FIRST_ID = {"train2014": 1, "val2014": 100_001, "test2015": 200_001, "val2017": 300_001}
 _BY_ID = sorted(KINDS, key=lambda kind: kind.coco_id)
@@ -75,7 +76,7 @@ def instances(pictures: Sequence[Picture]) -> dict[str, Any]:
 def write_pictures(root: Path, image_set: str, count: int, seed: int) -> list[Picture]:
     """Writes the first `count` pictures of a set and its annotation file below the COCO folder `root`."""
     pictures = [Picture(seed, image_set, number) for number in range(count)]
-    for picture in progress(pictures, image_set):
+    for picture in track(pictures, image_set, unit="image"):
         rng = generator(seed, "paint", image_set, picture.number)
         save_picture(picture.scene, rng, root / image_set / picture.file_name)
     if image_set.startswith("test"):

@@ -27,7 +27,7 @@ from common.data.images import image_to_tensor, resize_boxes, size_info, target_
 from common.errors import ConfigError, UsageError
 from common.files import replace_file
 from common.models.fast_rcnn import FastRCNN
-from common.progress import shown
+from common.progress import track
 from pretrain.config import PretrainConfig
 from scripts.toy.captions import COUNTS
 from scripts.toy.world import COLOURS, KINDS, generator, jittered, make_scene, paint
@@ -136,7 +136,7 @@ def train(detector: Detector, scenes: Sequence[Boxed], steps: int, seed: int) ->
     )
     rng = generator(seed, "detector", "order")
     detector.train()
-    for _ in shown(range(steps), "step"):
+    for _ in track(range(steps), unit="step"):
         chosen = rng.choice(len(scenes), BATCH, replace=False)
         optimizer.zero_grad()
         loss = detector.loss(collate([scenes[int(i)] for i in chosen], BoxedBatch))

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from common.progress import track
 from scripts.toy.coco import Picture, corners_to_xywh, instances
 from scripts.toy.regions import background_box
-from scripts.toy.world import PERSON, Scene, Thing, generator, jittered, progress, write_json
+from scripts.toy.world import PERSON, Scene, Thing, generator, jittered, write_json
 
 SENTENCES_PER_REF = 2
 
@@ -95,7 +96,9 @@ def proposals(picture: Picture, rng: np.random.Generator) -> list[dict[str, Any]
 def write_refcoco(root: Path, refs: list[dict[str, Any]], pictures: list[Picture], seed: int) -> None:
     """Writes `refcoco+/` below the COCO folder `root`; the pickle is of protocol 0, like the real one."""
     rng = generator(seed, "proposals")
-    found = [record for picture in progress(pictures, "refcoco+") for record in proposals(picture, rng)]
+    found = [
+        record for picture in track(pictures, "refcoco+", unit="image") for record in proposals(picture, rng)
+    ]
     folder = root / "refcoco+"
     numbered = [{"det_id": i, **record} for i, record in enumerate(found)]
     write_json(folder / "proposal" / "res101_coco_minus_refer_notime_dets.json", numbered)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from common.progress import track
 from scripts.toy.world import (
     COLOURS,
     PERSON,
@@ -22,7 +23,6 @@ from scripts.toy.world import (
     jittered,
     make_scene,
     pick,
-    progress,
     save_picture,
     write_json,
     write_lines,
@@ -116,7 +116,7 @@ def write_vcr(root: Path, split: str, count: int, seed: int) -> None:
     rng = generator(seed, "vcr", split)
     labels = list(zip(deck(count, rng), deck(count, rng), strict=True))
     lines = []
-    for start in progress(range(0, count, QUESTIONS_PER_PICTURE), f"vcr {split}"):
+    for start in track(range(0, count, QUESTIONS_PER_PICTURE), f"vcr {split}", unit="image"):
         picture = start // QUESTIONS_PER_PICTURE
         clip = f"toy_{split}_{picture // PICTURES_PER_CLIP:04d}"
         name = f"{clip}/{picture:05d}@0"

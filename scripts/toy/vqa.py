@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from common.progress import track
 from scripts.toy.coco import Picture
 from scripts.toy.regions import write_regions
 from scripts.toy.world import (
@@ -21,7 +22,6 @@ from scripts.toy.world import (
     Thing,
     generator,
     pick,
-    progress,
     write_json,
     write_lines,
 )
@@ -117,7 +117,7 @@ def write_vqa(root: Path, image_set: str, pictures: Sequence[Picture], count: in
     rng = generator(seed, "vqa", image_set)
     questions: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for i, picture in enumerate(progress(pictures, f"vqa {image_set}")):
+    for i, picture in enumerate(track(pictures, f"vqa {image_set}", unit="image")):
         scene, image_id = picture.scene, picture.image_id
         for folder, regions in zip(BOX_SETS[image_set], (0, REGIONS_36), strict=True):
             path = root / "vgbua_res101_precomputed" / folder / f"{image_id}.json"

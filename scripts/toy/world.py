@@ -15,7 +15,6 @@ from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 T = TypeVar("T")
 Box = tuple[float, float, float, float]
@@ -151,11 +150,6 @@ def generator(seed: int, *purpose: str | int) -> np.random.Generator:
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     """One of `options`, uniformly, as it is (numpy's own choice would make arrays of them)."""
     return options[int(rng.integers(len(options)))]
-
-
-def progress(items: Iterable[T], what: str) -> Iterable[T]:
-    """The items, with a progress bar when stderr is a terminal."""
-    return tqdm(items, desc=what, unit="picture", disable=None, leave=False)
 
 
 def _cells(count: int, rng: np.random.Generator) -> tuple[int, int, list[tuple[int, int]]]:

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from common.data.storage.mapped_index import IndexedFile, Table, progress_of
+from common.data.storage.mapped_index import IndexedFile, Table
 from common.errors import DataError
+from common.progress import Progress
 
 EVERY = 32
 
@@ -211,8 +212,8 @@ class LineIndex(IndexedFile[LineTable]):
         return [(place, line) for place, line in enumerate(data.split(b"\n")) if not _is_blank(line)]
 
     def _make(self, file: BufferedReader) -> LineTable:
-        with progress_of(self.path, self._source.size) as progress:
-            return scan_lines(file, progress)
+        with Progress(self._source.size, self.path, "B", delay=1) as progress:
+            return scan_lines(file, progress.update)
 
 
 class TextLines:

@@ -16,11 +16,9 @@ import logging
 import mmap
 import os
 import struct
-import sys
-import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -29,16 +27,12 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from tqdm import tqdm
 from typing_extensions import Self
 
 from common.errors import DataError
 from common.files import replace_file
 
 logger = logging.getLogger(__name__)
-
-
-SECONDS_PER_LINE = 10.0
 
 
 _HEAD = struct.Struct("<3q16s")
@@ -161,25 +155,6 @@ def _alone(place: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def progress_of(path: str, size: int) -> Iterator[Callable[[int], object]]:
-    """Yields what to tell of every chunk of `size` bytes: a bar on a terminal, else a line now and then."""
-    if sys.stderr.isatty():
-        with tqdm(total=size, desc=path, unit="B", unit_scale=True, delay=1, leave=False) as bar:
-            yield bar.update
-        return
-    told, done = time.monotonic(), 0
-
-    def update(count: int) -> None:
-        nonlocal told, done
-        done += count
-        if time.monotonic() - told >= SECONDS_PER_LINE:
-            told = time.monotonic()
-            logger.info("%s: %d of %d MB", path, done // 10**6, size // 10**6)
-
-    yield update
 
 
 class IndexedFile(ABC, Generic[TableT]):

@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer, Self
 
-from common.data.storage.mapped_index import IndexedFile, Table, progress_of
+from common.data.storage.mapped_index import IndexedFile, Table
+from common.progress import Progress
 
 INDEXED_ABOVE = 4 * 2**20
 
@@ -282,8 +283,8 @@ class LargeArchive(IndexedFile[MemberTable]):
         directory = Directory.of(file.fileno())
         if directory is None:
             raise zipfile.BadZipFile("its central directory is not found")
-        with progress_of(self.path, directory.size) as progress:
-            return scan_members(file, directory, progress)
+        with Progress(directory.size, self.path, "B", delay=1) as progress:
+            return scan_members(file, directory, progress.update)
 
 
 def open_archive(path: str, cache: str = "", *, indexed_above: int = INDEXED_ABOVE) -> Archive:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
+from common import progress
 from common.data.storage import line_index as module
 from common.data.storage import mapped_index as index_file
 from common.data.storage.jsonl import JsonLines
@@ -572,34 +573,12 @@ def test_other_permissions_do_not_end_a_run(place, monkeypatch):
 # Progress.
 
 
-def test_log_lines_tell_how_far_it_is(place, caplog, monkeypatch):
+def test_line_index_logs_progress(place, caplog, monkeypatch):
     path = place(b"1234567\n" * 2**20)
-    monkeypatch.setattr(index_file, "SECONDS_PER_LINE", 0)
+    monkeypatch.setattr(progress, "LOG_INTERVAL", 0)
     caplog.set_level("INFO")
     LineIndex(path)
-    assert caplog.messages == [f"{path}: 4 of 8 MB", f"{path}: 8 of 8 MB"]
-
-
-def test_a_terminal_shows_a_bar(place, monkeypatch):
-    shown = []
-
-    class Bar:
-        def __init__(self, **kwargs):
-            shown.append(kwargs["total"])
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            shown.append("closed")
-
-        def update(self, count):
-            shown.append(count)
-
-    monkeypatch.setattr(index_file, "tqdm", Bar)
-    monkeypatch.setattr(index_file.sys.stderr, "isatty", lambda: True)
-    LineIndex(place())
-    assert shown == [len(MANY), len(MANY), "closed"]
+    assert caplog.messages == [f"{path}: 4.19MB of 8.39MB", f"{path}: 8.39MB of 8.39MB"]
 
 
 # What is built on it.
