@@ -16,7 +16,7 @@ from benchmarks.report import machine, publish
 from common.cli.run import run
 from common.config.schema import load_config
 from common.data.loader import batches_of
-from common.training.loaders import build_dataloader
+from common.training.task import build_dataloader
 from vcr.config import VCRConfig
 from vcr.task import VCRTask
 

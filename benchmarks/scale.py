@@ -35,7 +35,7 @@ from common.data.regions.packed_format import PackedHeader, PackedWriter
 from common.data.regions.types import Regions
 from common.data.storage.line_index import LineIndex
 from common.data.tokenizer import SPECIAL_TOKENS
-from common.training.loaders import build_dataloader
+from common.training.task import build_dataloader
 from pretrain.config import PretrainConfig
 from pretrain.task import PretrainTask
 

@@ -10,7 +10,7 @@ from common.distributed import process_group as distributed
 from common.evaluation.checkpoints import load_model
 from common.evaluation.evaluator import evaluate
 from common.evaluation.outputs import write_json
-from common.training.loaders import build_dataloader
+from common.training.task import build_dataloader
 from pretrain.task import PretrainTask
 
 

@@ -14,8 +14,8 @@ from torch import nn
 from common.config.schema import load_config
 from common.distributed import process_group as distributed
 from common.training.dry_run import dry_run
-from common.training.loaders import build_dataloader
 from common.training.optim import build_optimizer, build_schedule
+from common.training.task import build_dataloader
 from common.training.trainer import Trainer
 from scripts.make_toy_data import ToyWorld
 from tests.common.distributed.processes import run_distributed

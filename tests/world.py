@@ -19,7 +19,7 @@ from common.cli.train import train_net, train_parser
 from common.config.fields import Split
 from common.config.schema import load_config
 from common.evaluation.checkpoints import load_model
-from common.training.loaders import build_dataloader
+from common.training.task import build_dataloader
 from scripts.make_toy_data import ToyWorld, make_toy_data
 
 ROOT = Path(__file__).parents[1]

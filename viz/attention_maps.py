@@ -33,7 +33,7 @@ from common.inference.predictor import TrainedModel
 from common.progress import track
 from common.provenance import fingerprint
 from common.training import checkpoint
-from common.training.run_folder import run_folder
+from common.training.checkpoint import run_folder
 from viz.explorer import write_page
 
 logger = logging.getLogger(__name__)

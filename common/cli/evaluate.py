@@ -21,8 +21,8 @@ from common.distributed import process_group as distributed
 from common.evaluation.outputs import ensure_writable_dir
 from common.models.pretrained import read_weights
 from common.training import checkpoint
+from common.training.checkpoint import output_folder, run_folder, with_output_root, with_seed
 from common.training.precision import Precision
-from common.training.run_folder import output_folder, run_folder, with_output_root, with_seed
 from common.training.task import AnyTask
 
 TaskT = TypeVar("TaskT", bound=AnyTask)

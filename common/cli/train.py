@@ -31,17 +31,13 @@ from common.evaluation.evaluator import evaluate
 from common.files import remove_leftovers
 from common.models.pretrained import read_weights
 from common.training import checkpoint
-from common.training.callbacks import Checkpointing, ProgressBar, Speedometer, ValidationMonitor
-from common.training.checkpoint import ResumePoint
+from common.training.callbacks import Checkpointing, ProgressBar, Speedometer, TensorBoard, ValidationMonitor
+from common.training.checkpoint import ResumePoint, output_folder, with_output_root, with_seed
 from common.training.dry_run import dry_run
-from common.training.loaders import build_dataloader
 from common.training.optim import build_optimizer, build_schedule, effective_batch_size
 from common.training.precision import Precision
-from common.training.run_folder import output_folder, with_output_root, with_seed
-from common.training.state import steps_per_epoch
-from common.training.task import AnyTask
-from common.training.tensorboard import TensorBoard
-from common.training.trainer import Trainer
+from common.training.task import AnyTask, build_dataloader
+from common.training.trainer import Trainer, steps_per_epoch
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,8 @@ from common.errors import CheckpointError
 from common.evaluation.evaluator import predict
 from common.models.pretrained import load_state, read_weights, weights_of
 from common.training import checkpoint
-from common.training.loaders import build_dataloader
 from common.training.precision import Precision
-from common.training.task import AnyPredictingTask, AnyTask
+from common.training.task import AnyPredictingTask, AnyTask, build_dataloader
 
 
 def run_test(

@@ -37,8 +37,8 @@ from common.inference.queries import Encoding, ImageWithRegions, Query
 from common.models.fast_rcnn import PRECOMPUTED_DIM
 from common.models.visual_linguistic_model import VisualLinguisticModel
 from common.training import checkpoint
+from common.training.checkpoint import run_folder
 from common.training.precision import Precision, to_float32
-from common.training.run_folder import run_folder
 from common.training.task import AnyTask
 
 logger = logging.getLogger(__name__)

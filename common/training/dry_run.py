@@ -16,9 +16,9 @@ from common.data.dataset import VisualLinguisticDataset
 from common.data.loader import BatchLoader
 from common.data.samplers import ItemKey
 from common.distributed import process_group as distributed
-from common.training.loaders import limits_of
 from common.training.precision import to_float32
 from common.training.step_monitor import describe_shapes, oom_context
+from common.training.task import limits_of
 from common.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ NUM_SAMPLES = 64
 
 
 def dry_run(trainer: Trainer, loader: BatchLoader[Any]) -> None:
-    """Runs the largest batch through the model if `TRAIN.DRY_RUN` says so, and restores all state.
+    """Runs the largest batch forward and backward if `TRAIN.DRY_RUN` says so, and restores all state.
 
     Every rank does this for itself, with as much memory allocated as the optimizer will need.
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -19,12 +20,10 @@ from common.errors import CheckpointError
 from common.models.pretrained import load_state
 from common.training import checkpoint
 from common.training.callbacks import Callback
-from common.training.loss_scaling import LossScaler
 from common.training.metrics import Metrics, loss_meter
 from common.training.nonfinite import NonFiniteGuard, check_finite
 from common.training.optim import Schedule
 from common.training.precision import Precision, to_float32
-from common.training.state import TrainState
 from common.training.step_monitor import PhaseTimes, StepMonitor
 from common.training.task import AnyTask
 
@@ -255,3 +254,143 @@ class Trainer:
         rng_states = state.get("rng", [])
         if distributed.rank() < len(rng_states):
             checkpoint.load_rng_state(rng_states[distributed.rank()])
+
+
+def steps_per_epoch(num_batches: int, accumulate: int) -> int:
+    """Returns the optimizer steps of an epoch. The last accumulation group of an epoch may be smaller."""
+    return -(-num_batches // accumulate)
+
+
+class TrainState:
+    """Counts epochs, batches and optimizer steps.
+
+    Args:
+        epoch: first epoch, counted from 0.
+        accumulate: batches per optimizer step (`TRAIN.GRAD_ACCUMULATE_STEPS`).
+
+    Attributes:
+        epoch: current epoch.
+        batch: batches that are done in this epoch, which is also the index of the next one.
+        batches_per_epoch: known once training has started.
+    """
+
+    def __init__(self, epoch: int, accumulate: int) -> None:
+        self.epoch, self.batch, self.batches_per_epoch = epoch, 0, 1
+        self._accumulate = self._saved_accumulate = accumulate
+
+    @property
+    def global_batch(self) -> int:
+        """Index of the last batch since epoch 0, the x axis in TensorBoard; -1 before the first."""
+        return self.batches_per_epoch * self.epoch + self.batch - 1
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps since epoch 0, including skipped ones. Defined between two steps."""
+        return self._steps_before_epoch + steps_per_epoch(self.batch, self._accumulate)
+
+    @property
+    def next_step(self) -> int:
+        """Number, from 1, of the optimizer step that the next batch contributes to."""
+        return self._steps_before_epoch + self.batch // self._accumulate + 1
+
+    @property
+    def _steps_before_epoch(self) -> int:
+        return steps_per_epoch(self.batches_per_epoch, self._accumulate) * self.epoch
+
+    def accumulation_group(self) -> tuple[int, bool]:
+        """Returns the number of batches in the next batch's accumulation group, and whether it is the last one."""
+        first = self.batch - self.batch % self._accumulate
+        size = min(self._accumulate, self.batches_per_epoch - first)
+        return size, self.batch + 1 == first + size
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}, batch {self.batch}, step {self.next_step}"
+
+    def state_dict(self) -> dict[str, int]:
+        return {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "batches": self.batches_per_epoch,
+            "accumulate": self._accumulate,
+        }
+
+    def load_state_dict(self, state: Mapping[str, int], default_epoch: int) -> None:
+        """Restores `state_dict`. `default_epoch` is for checkpoints of the reference, which have no position."""
+        self.epoch, self.batch = state.get("epoch", default_epoch), state.get("batch", 0)
+        self.batches_per_epoch = state.get("batches", 1)
+        self._saved_accumulate = state.get("accumulate", self._accumulate)
+
+    def align_to_loader(self, num_batches: int) -> None:
+        """Converts a restored position to an epoch of `num_batches` batches.
+
+        Another number of processes, batch size or accumulation changes the number of batches per epoch. Training then
+        continues at the same fraction of the epoch, rounded down to the start of an accumulation group.
+        """
+        saved, current = (self.batches_per_epoch, self._saved_accumulate), (num_batches, self._accumulate)
+        if self.batch and saved != current:
+            batch = self.batch * num_batches // self.batches_per_epoch
+            if batch < num_batches:
+                batch -= batch % self._accumulate
+            logger.warning(
+                "an epoch had %d batches, %d per step; now %d, %d per step: resuming at batch %d",
+                *saved,
+                *current,
+                batch,
+            )
+            self.batch = batch
+        self.batches_per_epoch, self._saved_accumulate = current
+
+
+class LossScaler:
+    """Turns means over the labels of a microbatch into their share of the mean over all labels of a batch.
+
+    DDP averages gradients over ranks with equal weights. Ranks and microbatches have different numbers of labels, so
+    each loss is weighted by its fraction of the global label count, times the world size. The all-reduce of the counts
+    starts here and overlaps with the forward pass; `scale` waits for it.
+
+    Args:
+        label_counts: label counts by loss name, for each microbatch of this rank. Names and their order are equal on
+            all ranks.
+        eps: what each loss adds to its label count before it divides; 0 if missing.
+        device: device of the model.
+    """
+
+    def __init__(
+        self,
+        label_counts: Sequence[Mapping[str, Tensor | int]],
+        eps: Mapping[str, float],
+        device: torch.device,
+    ) -> None:
+        self._is_identity = not distributed.is_distributed() and len(label_counts) == 1
+        if self._is_identity:
+            return
+        self._names = list(label_counts[0])
+        # torch.full fills on the device; torch.tensor would copy from the host and synchronize.
+        flat = [
+            count.to(device, torch.float32)
+            if isinstance(count, Tensor)
+            else torch.full((), count, dtype=torch.float32, device=device)
+            for counts in label_counts
+            for count in counts.values()
+        ]
+        self._local = torch.stack(flat).view(len(label_counts), len(self._names))
+        self._eps = torch.stack([torch.full((), eps.get(name, 0.0), device=device) for name in self._names])
+        self._total = self._local.sum(0)
+        self._work = dist.all_reduce(self._total, async_op=True) if distributed.is_distributed() else None
+
+    def scale(self, losses: Mapping[str, Tensor], microbatch: int) -> dict[str, Tensor]:
+        """Scales the losses of microbatch number `microbatch` of this rank.
+
+        The scaled losses of all microbatches add up, and their average over the ranks is the mean over all labels.
+        """
+        if self._is_identity:
+            return dict(losses)
+        if self._work is not None:
+            self._work.wait()
+        weights = (
+            (self._local[microbatch] + self._eps)
+            * distributed.world_size()
+            / (self._total.clamp(min=1) + self._eps)
+        )
+        by_name = dict(zip(self._names, weights.unbind(), strict=True))
+        return {name: loss * by_name[name] for name, loss in losses.items()}

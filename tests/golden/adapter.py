@@ -18,8 +18,7 @@ from common.config.schema import ExperimentConfig
 from common.data.dataset import VisualLinguisticDataset
 from common.data.loader import BatchLoader
 from common.models.packing import Padding
-from common.training.loaders import build_dataloader
-from common.training.task import Task
+from common.training.task import Task, build_dataloader
 from tests.golden.harness import Report
 
 AnyTask = Task[Any, Any, Any]

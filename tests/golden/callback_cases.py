@@ -18,11 +18,10 @@ from tensorboardX.proto.event_pb2 import Event
 from torch import Tensor, nn
 
 from common.config.schema import ExperimentConfig, parse_config
-from common.training.callbacks import Callback, Checkpointing, ValidationMonitor
+from common.training.callbacks import Callback, Checkpointing, TensorBoard, ValidationMonitor
 from common.training.metrics import Ratio
 from common.training.optim import Schedule
 from common.training.task import Task
-from common.training.tensorboard import TensorBoard
 from common.training.trainer import Trainer
 from tests.common.training.toy import toy_batch
 from tests.golden.harness import Case, LogLines, Report, unwrapped
@@ -321,7 +320,7 @@ def tagged_run(case: Case, setting: str, tags: Mapping[str, Any], size: int, wri
     )
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch("common.training.tensorboard.EventsWriter", lambda *_, **__: writer),
+        patch("common.training.callbacks.EventsWriter", lambda *_, **__: writer),
     ):
         trainer.callbacks[0] = TensorBoard(Path(folder))
         trainer.fit([one_batch()] * (len(steps) // epochs))

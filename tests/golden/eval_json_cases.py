@@ -13,7 +13,7 @@ import refcoco.test
 import vqa.test
 from common.config.schema import ExperimentConfig
 from common.evaluation.evaluator import evaluate
-from common.training.loaders import build_dataloader
+from common.training.task import build_dataloader
 from tests.golden.adapters import ADAPTERS
 from tests.golden.data_place import data_config
 from tests.golden.eval_place import CHECKPOINT, CPU, Stub, command, entered, name_before

@@ -19,10 +19,10 @@ import vcr.test
 import vcr.val
 from common.evaluation.checkpoints import run_test
 from common.evaluation.evaluator import evaluate
-from common.training.loaders import build_dataloader
+from common.training.checkpoint import output_folder
 from common.training.metrics import joint_accuracy
 from common.training.precision import Precision
-from common.training.run_folder import output_folder
+from common.training.task import build_dataloader
 from tests.golden.adapters import ADAPTERS
 from tests.golden.data_place import data_config
 from tests.golden.eval_place import CHECKPOINT, CPU, Stub, command, entered, name_before

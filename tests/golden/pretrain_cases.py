@@ -19,7 +19,7 @@ from common.data.masking import mask_regions, mask_words, replacement_words
 from common.data.samplers import EpochBatches, ItemKey, JointBatches
 from common.data.tokenizer import Tokenizer
 from common.errors import DataError
-from common.training.loaders import build_dataloader
+from common.training.task import build_dataloader
 from pretrain.corpus import CorpusDataset
 from tests.golden.adapter import AnyTask
 from tests.golden.adapters import ADAPTERS

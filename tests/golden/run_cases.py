@@ -23,7 +23,7 @@ from common.models.official_names import OfficialNames
 from common.models.pretrained import load_matching, load_state
 from common.training import checkpoint
 from common.training.callbacks import Speedometer, ValidationMonitor
-from common.training.run_folder import output_folder
+from common.training.checkpoint import output_folder
 from common.training.step_monitor import PhaseTimes
 from tests.golden.callback_cases import ScriptedTask, is_callback, scripted_trainer
 from tests.golden.harness import Case, Report, unwrapped

@@ -14,8 +14,7 @@ from common.config.schema import parse_config
 from common.training.callbacks import Callback
 from common.training.checkpoint import named_parameters
 from common.training.optim import AdamW, build_optimizer, build_schedule
-from common.training.state import steps_per_epoch
-from common.training.trainer import Trainer
+from common.training.trainer import Trainer, steps_per_epoch
 from tests.golden import load_cases
 from tests.golden.adapters import adapter_of, build_task
 from tests.golden.harness import Case, Report, statistics, weight

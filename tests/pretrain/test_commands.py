@@ -11,8 +11,8 @@ import torch
 
 from common.config.schema import load_config
 from common.training.callbacks import Callback
-from common.training.loaders import build_dataloader
 from common.training.optim import build_optimizer, build_schedule
+from common.training.task import build_dataloader
 from common.training.trainer import Trainer
 from pretrain.config import PretrainConfig
 from pretrain.task import PretrainTask

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from common.distributed import process_group as distributed
-from common.training.loss_scaling import global_label_weights
+from common.training.trainer import global_label_weights
 from tests.pretrain.test_model import CASES, mixed, thin_task
 
 WAITING = {

@@ -9,7 +9,7 @@ import torch
 
 from common.data.tokenizer import SPECIAL_TOKENS
 from common.errors import CheckpointError, ConfigError
-from common.training.loaders import build_dataloader
+from common.training.task import build_dataloader
 from pretrain.model import PretrainOutputs
 from tests.pretrain.test_model import ALL_LOSSES, CLASSES, batch, mixed, picture, text, thin_task
 

@@ -15,7 +15,7 @@ from common.config.schema import ExperimentConfig, dump_config, load_config
 from common.errors import CheckpointError, ConfigError, UsageError
 from common.evaluation import checkpoints
 from common.models.pretrained import read_weights
-from common.training import loaders as build
+from common.training import task as build
 from common.training.checkpoint import config_of
 from common.training.optim import effective_batch_size
 from tests.common.training.toy import ToyModel, ToyTask, toy_config

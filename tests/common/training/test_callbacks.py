@@ -7,9 +7,15 @@ from tensorboardX.proto.event_pb2 import Event
 
 from common.distributed import process_group as distributed
 from common.models.pretrained import read_weights
-from common.training.callbacks import Callback, Checkpointing, ProgressBar, Speedometer, ValidationMonitor
+from common.training.callbacks import (
+    Callback,
+    Checkpointing,
+    ProgressBar,
+    Speedometer,
+    TensorBoard,
+    ValidationMonitor,
+)
 from common.training.step_monitor import PhaseTimes
-from common.training.tensorboard import TensorBoard
 from tests.common.distributed.processes import run_distributed
 from tests.common.training.toy import ToyTask, toy_batches, toy_config, toy_trainer
 

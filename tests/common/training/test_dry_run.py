@@ -13,7 +13,7 @@ from common.batch import TextSequence
 from common.errors import TrainingError
 from common.training import checkpoint
 from common.training.dry_run import dry_run, largest_batches
-from common.training.loaders import build_dataloader
+from common.training.task import build_dataloader
 from tests.common.training.toy import ToyBatch, ToyDataset, ToyTask, toy_config, toy_trainer
 
 

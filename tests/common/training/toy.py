@@ -14,9 +14,8 @@ from common.data.dataset import VisualLinguisticDataset
 from common.models.pretrained import LoadReport
 from common.training.metrics import Ratio
 from common.training.optim import build_optimizer, build_schedule
-from common.training.state import steps_per_epoch
 from common.training.task import PredictingTask
-from common.training.trainer import Trainer
+from common.training.trainer import Trainer, steps_per_epoch
 
 
 @dataclass(frozen=True, kw_only=True)
