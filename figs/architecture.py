@@ -38,21 +38,21 @@ from figs.style import (
     px,
     text_width,
 )
-from scripts.toy.world import COLOURS, KINDS, PERSON, Box, Scene, Thing
+from scripts.toy.world import CATEGORIES, COLORS, PERSON, Box, Scene, SceneObject
 
 # Where things stand: tops and bottoms, CSS pixels.
 HEIGHT = 578.0
 LEFT, RIGHT = 118.0, 878.0
 HEADS, TRANSFORMER, SUM = (20.0, 86.0), (122.0, 184.0), (200.0, 346.0)
 
-_KIND = {kind.noun: kind for kind in KINDS}
+_KIND = {category.noun: category for category in CATEGORIES}
 SCENE = Scene(
     176,
     128,
     (
-        Thing(_KIND["kite"], "yellow", (0, 0), (66.0, 6.0, 97.0, 46.0)),
-        Thing(_KIND["ball"], "red", (1, 0), (12.0, 62.0, 66.0, 116.0)),
-        Thing(PERSON, "blue", (1, 1), (106.0, 48.0, 160.0, 118.0)),
+        SceneObject(_KIND["kite"], "yellow", (0, 0), (66.0, 6.0, 97.0, 46.0)),
+        SceneObject(_KIND["ball"], "red", (1, 0), (12.0, 62.0, 66.0, 116.0)),
+        SceneObject(PERSON, "blue", (1, 1), (106.0, 48.0, 160.0, 118.0)),
     ),
 )
 BACKGROUND = "#b9bdc4"
@@ -103,7 +103,7 @@ def sequence() -> list[Place]:
         Place(token, WHOLE, "A", place, (OTHER, OTHER_TINT) if token[0] == "[" else (WORD, WORD_TINT))
         for place, token in enumerate(tokens)
     ]
-    boxes = [WHOLE, *(thing.box for thing in SCENE.things)]
+    boxes = [WHOLE, *(thing.box for thing in SCENE.objects)]
     regions = [Place("[IMG]", box, "C", len(text), (REGION, REGION_TINT)) for box in boxes]
     return [*text, *regions, Place("[END]", None, "C", len(text) + 1, (OTHER, OTHER_TINT))]
 
@@ -135,16 +135,16 @@ def draw_scene(sheet: Axes, corner: tuple[float, float], scale: float, part: Box
     left, top, right, bottom = part
     width, height = (right - left) * scale, (bottom - top) * scale
     sheet.add_patch(Rectangle(corner, width, height, facecolor=BACKGROUND))
-    for thing in SCENE.things:
+    for thing in SCENE.objects:
         x1, y1, x2, y2 = thing.box
         if x1 < left or y1 < top or x2 > right or y2 > bottom:
             continue
-        for shape, points, fill in thing.kind.parts:
+        for shape, points, fill in thing.category.parts:
             placed = [
                 (corner[0] + (x - left) * scale, corner[1] + (y - top) * scale)
-                for x, y in thing.place(points)
+                for x, y in thing.to_pixels(points)
             ]
-            sheet.add_patch(_patch(shape, placed, _hex(fill or COLOURS[thing.colour]), scale))
+            sheet.add_patch(_patch(shape, placed, _hex(fill or COLORS[thing.color]), scale))
 
 
 def _patch(shape: str, points: Sequence[tuple[float, float]], colour: str, scale: float) -> Patch:
@@ -288,7 +288,7 @@ def draw_picture(sheet: Axes) -> None:
     """Draws the picture and its boxes."""
     x, y, scale = PICTURE
     draw_scene(sheet, (x, y), scale)
-    for x1, y1, x2, y2 in (WHOLE, *(thing.box for thing in SCENE.things)):
+    for x1, y1, x2, y2 in (WHOLE, *(thing.box for thing in SCENE.objects)):
         corner, size = (x + x1 * scale, y + y1 * scale), ((x2 - x1) * scale, (y2 - y1) * scale)
         sheet.add_patch(Rectangle(corner, *size, fill=False, edgecolor=WHITE, linewidth=px(1.6)))
 

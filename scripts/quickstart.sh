@@ -67,7 +67,7 @@ pretrain_on() { # SOURCE CFG RESULTS: trains, validates, and asks for words that
   train pretrain "$2"
   say "Validating, and asking for words that only the picture tells: with it and without"
   python pretrain/val.py "${model[@]}" | tee "$3/val.txt"
-  words=$(python -c 'from scripts.toy.world import COLOURS, KINDS; print(*COLOURS, *(k.noun for k in KINDS), sep=",")')
+  words=$(python -c 'from scripts.toy.world import CATEGORIES, COLORS; print(*COLORS, *(c.noun for c in CATEGORIES), sep=",")')
   python scripts/probe_masked_words.py "${model[@]}" --words "$words" | tee "$3/seen.txt"
   python scripts/probe_masked_words.py "${model[@]}" --words "$words" --blank-regions | tee "$3/blank.txt"
   awk -F '\t' -v from="$1" '$1 == "MVRCAccuracy" { printf "hidden regions %s\t%.1f\t-\n", from, 100 * $2 }' \

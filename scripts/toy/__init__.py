@@ -1,1 +1,1 @@
-"""The toy world: a small synthetic world of pictures and texts in the reference's file formats."""
+"""The toy world: small synthetic datasets in the file formats of the reference implementation."""

@@ -1,4 +1,4 @@
-"""RefCOCO+ of the toy world: expressions without places that fit exactly one of the things of a picture."""
+"""RefCOCO+ of the toy world: expressions without positions that fit exactly one object of an image."""
 
 from __future__ import annotations
 
@@ -10,67 +10,68 @@ from typing import Any
 import numpy as np
 
 from common.progress import track
-from scripts.toy.coco import Picture, corners_to_xywh, instances
+from scripts.toy.coco import CocoImage, corners_to_xywh, instances
 from scripts.toy.regions import background_box
-from scripts.toy.world import PERSON, Scene, Thing, generator, jittered, write_json
+from scripts.toy.world import PERSON, Scene, SceneObject, generator, jittered, write_json
 
 SENTENCES_PER_REF = 2
 
 
-def expressions(scene: Scene, thing: Thing) -> list[str]:
-    """All expressions that fit this thing and no other one of the scene."""
-    others = [other for other in scene.things if other is not thing]
-    same_kind = [other for other in others if other.kind is thing.kind]
-    colour, noun = thing.colour, thing.kind.noun
-    found = []
-    if all(other.colour != colour for other in same_kind):
-        found += [f"{colour} {noun}", f"the {colour} {noun}"]
-        found += [f"person wearing {colour}"] if thing.kind is PERSON else []
-        found.append(f"{noun} in {colour}")
-    if all(other.colour != colour for other in others):
-        found += [f"the {colour} one", f"{colour} thing"]
-    if not same_kind:
-        found.append(f"the {noun}")
-    return found
+def expressions(scene: Scene, target: SceneObject) -> list[str]:
+    """Returns all expressions that fit `target` and no other object of the scene."""
+    others = [other for other in scene.objects if other is not target]
+    same_category = [other for other in others if other.category is target.category]
+    color, noun = target.color, target.category.noun
+    texts = []
+    if all(other.color != color for other in same_category):
+        texts += [f"{color} {noun}", f"the {color} {noun}"]
+        texts += [f"person wearing {color}"] if target.category is PERSON else []
+        texts.append(f"{noun} in {color}")
+    if all(other.color != color for other in others):
+        texts += [f"the {color} one", f"{color} thing"]
+    if not same_category:
+        texts.append(f"the {noun}")
+    return texts
 
 
-def make_refs(sizes: Mapping[str, int], seed: int) -> tuple[list[dict[str, Any]], list[Picture]]:
-    """Referring expressions, `sizes[split]` sentences in each split, and the pictures that they need.
+def make_refs(sizes: Mapping[str, int], seed: int) -> tuple[list[dict[str, Any]], list[CocoImage]]:
+    """Draws referring expressions, `sizes[split]` sentences per split.
 
     Args:
-        sizes: Sentences of `train`, `val` and `test` (as many in testA as in testB).
-        seed: Seed of the world.
+        sizes: sentences of `train`, `val` and `test` (as many in testA as in testB).
+        seed: seed of the world.
 
     Returns:
-        Records of `refs(unc).p` and the first pictures of train2014; train, val and test share no picture.
+        The records of `refs(unc).p`, and their images, the first of train2014; train, val and test share none.
     """
     rng = generator(seed, "refcoco")
-    left = {"train": sizes["train"], "val": sizes["val"], "testA": sizes["test"], "testB": sizes["test"]}
+    missing = {"train": sizes["train"], "val": sizes["val"], "testA": sizes["test"], "testB": sizes["test"]}
     refs: list[dict[str, Any]] = []
-    pictures: list[Picture] = []
-    for stage in (["train"], ["val"], ["testA", "testB"]):
-        while any(left[split] > 0 for split in stage):
-            pictures.append(Picture(seed, "train2014", len(pictures)))
-            scene = pictures[-1].scene
-            for thing, annotation in zip(scene.things, pictures[-1].annotations(), strict=True):
-                split = stage[0] if thing.kind is PERSON else stage[-1]  # people are testA, all else is testB
-                texts = expressions(scene, thing)
-                chosen = rng.permutation(len(texts))[: min(SENTENCES_PER_REF, left[split])]
-                if len(chosen):
-                    left[split] -= len(chosen)
-                    refs.append(
-                        _ref(len(refs), split, pictures[-1], annotation, [texts[int(i)] for i in chosen])
-                    )
-    return refs, pictures
+    images: list[CocoImage] = []
+    for splits in (["train"], ["val"], ["testA", "testB"]):
+        while any(missing[split] > 0 for split in splits):
+            image = CocoImage(seed, "train2014", len(images))
+            images.append(image)
+            scene = image.scene
+            for target, annotation in zip(scene.objects, image.annotations(), strict=True):
+                split = (
+                    splits[0] if target.category is PERSON else splits[-1]
+                )  # testA: people, testB: the rest
+                texts = expressions(scene, target)
+                indices = rng.permutation(len(texts))[: min(SENTENCES_PER_REF, missing[split])]
+                if len(indices):
+                    missing[split] -= len(indices)
+                    refs.append(_ref(len(refs), split, image, annotation, [texts[int(i)] for i in indices]))
+    return refs, images
 
 
 def _ref(
-    ref_id: int, split: str, picture: Picture, annotation: Mapping[str, Any], texts: list[str]
+    ref_id: int, split: str, image: CocoImage, annotation: Mapping[str, Any], texts: list[str]
 ) -> dict[str, Any]:
     ids = [SENTENCES_PER_REF * ref_id + i for i in range(len(texts))]
     return {
-        "ref_id": ref_id, "ann_id": annotation["id"], "image_id": picture.image_id, "split": split, "sent_ids": ids,
-        "category_id": annotation["category_id"], "file_name": f"{picture.file_name[:-4]}_{annotation['id']}.jpg",
+        "ref_id": ref_id, "ann_id": annotation["id"], "image_id": image.image_id, "split": split, "sent_ids": ids,
+        "category_id": annotation["category_id"], "file_name": f"{image.file_name[:-4]}_{annotation['id']}.jpg",
         "sentences": [
             {"sent_id": i, "raw": text, "sent": text, "tokens": text.split()}
             for i, text in zip(ids, texts, strict=True)
@@ -78,29 +79,31 @@ def _ref(
     }  # fmt: skip
 
 
-def proposals(picture: Picture, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Detections of a picture: every thing, loosely boxed, and a piece of background, in random order."""
-    scene = picture.scene
-    found = [(jittered(thing.box, scene, rng, 3.0), thing.kind) for thing in scene.things]
-    found.append((background_box(scene, rng), PERSON))
+def proposals(image: CocoImage, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Returns detections of an image, in random order: every object with a loose box, and one box of background."""
+    scene = image.scene
+    detections = [(jittered(each.box, scene, rng, 3.0), each.category) for each in scene.objects]
+    detections.append((background_box(scene, rng), PERSON))
     records = []
-    for i in rng.permutation(len(found)):
-        box, kind = found[i]
+    for i in rng.permutation(len(detections)):
+        box, category = detections[i]
         records.append({
-            "image_id": picture.image_id, "category_id": kind.coco_id, "category_name": kind.name,
+            "image_id": image.image_id, "category_id": category.coco_id, "category_name": category.name,
             "box": corners_to_xywh(box), "score": round(float(rng.uniform(0.4, 1.0)), 4),
         })  # fmt: skip
     return records
 
 
-def write_refcoco(root: Path, refs: list[dict[str, Any]], pictures: list[Picture], seed: int) -> None:
-    """Writes `refcoco+/` below the COCO folder `root`; the pickle is of protocol 0, like the real one."""
+def write_refcoco(root: Path, refs: list[dict[str, Any]], images: list[CocoImage], seed: int) -> None:
+    """Writes `refcoco+/` below the COCO root; the pickle has protocol 0, like the original."""
     rng = generator(seed, "proposals")
-    found = [
-        record for picture in track(pictures, "refcoco+", unit="image") for record in proposals(picture, rng)
+    detections = [
+        record for image in track(images, "refcoco+", unit="image") for record in proposals(image, rng)
     ]
     folder = root / "refcoco+"
-    numbered = [{"det_id": i, **record} for i, record in enumerate(found)]
-    write_json(folder / "proposal" / "res101_coco_minus_refer_notime_dets.json", numbered)
-    write_json(folder / "instances.json", instances(pictures))
+    write_json(
+        folder / "proposal" / "res101_coco_minus_refer_notime_dets.json",
+        [{"det_id": i, **record} for i, record in enumerate(detections)],
+    )
+    write_json(folder / "instances.json", instances(images))
     (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=0))

@@ -1,8 +1,7 @@
 """The WordPiece vocabulary of the toy world.
 
-Special tokens sit where BERT has them (`[PAD]` 0, `[UNK]` 100, `[CLS]` 101, `[SEP]` 102, `[MASK]` 103).
-Single characters and their continuations follow, so no ASCII text is unknown; then whole words, and as many
-`[unusedN]` entries as fill up `VOCAB_SIZE`.
+Special tokens have the ids of BERT (`[PAD]` 0, `[UNK]` 100, `[CLS]` 101, `[SEP]` 102, `[MASK]` 103). Single characters
+and their continuations follow, so no ASCII text is unknown; then whole words, and `[unusedN]` up to `VOCAB_SIZE`.
 """
 
 from __future__ import annotations
@@ -10,11 +9,11 @@ from __future__ import annotations
 import string
 from pathlib import Path
 
-from scripts.toy.world import COLOURS, KINDS, write_lines
+from scripts.toy.world import CATEGORIES, COLORS, write_lines
 
 VOCAB_SIZE = 1100
 PERSON_NAMES = "casey riley jessie jackie avery jaime peyton kerry jody kendall frankie pat quinn"
-# Left out of the words on purpose, so that texts hold words of several pieces.
+# Not in the vocabulary as whole words, so that texts contain words of several pieces.
 SPLIT = {
     "umbrella": ("um", "##brella"),
     "sportsball": ("sports", "##ball"),
@@ -33,15 +32,15 @@ WORDS = """
 
 
 def words() -> list[str]:
-    """All whole words and the pieces of the split ones, sorted, without repeats."""
-    nouns = {word for kind in KINDS for word in (kind.noun, *kind.name.split(), kind.vcr_name)}
+    """Returns all whole words and the pieces of the split words, sorted and unique."""
+    nouns = {word for each in CATEGORIES for word in (each.noun, *each.name.split(), each.vcr_name)}
     pieces = {piece for pair in SPLIT.values() for piece in pair}
-    known = {*WORDS.split(), *PERSON_NAMES.split(), *COLOURS, *nouns, *pieces}
-    return sorted(known - set(SPLIT) - set(string.ascii_lowercase))
+    whole = {*WORDS.split(), *PERSON_NAMES.split(), *COLORS, *nouns, *pieces}
+    return sorted(whole - set(SPLIT) - set(string.ascii_lowercase))
 
 
 def vocabulary() -> list[str]:
-    """The `VOCAB_SIZE` tokens in the order of their ids."""
+    """Returns the `VOCAB_SIZE` tokens in the order of their ids."""
     characters = string.ascii_lowercase + string.digits
     used = [*string.punctuation, *characters, *(f"##{character}" for character in characters), *words()]
     specials = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -51,5 +50,4 @@ def vocabulary() -> list[str]:
 
 
 def write_vocabulary(root: Path) -> None:
-    """Writes `vocab.txt` below `root`."""
     write_lines(root / "vocab.txt", vocabulary())

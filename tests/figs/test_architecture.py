@@ -29,16 +29,18 @@ def test_heads_read_what_they_say():
         "masked regions": ["[IMG]"],
         "RefCOCO+": ["[IMG]"] * 4,
     }
-    hidden = next(thing for thing in SCENE.things if thing.box == PLACES[REGIONS[HIDDEN]].seen)
+    hidden = next(thing for thing in SCENE.objects if thing.box == PLACES[REGIONS[HIDDEN]].seen)
     texts = {head.name: head.reads for head in TASK_HEADS}
-    assert texts["masked regions"].endswith(hidden.kind.noun)
+    assert texts["masked regions"].endswith(hidden.category.noun)
     assert texts["masked words"] == "[MASK] is “ball”"
 
 
 def test_the_sentence_is_true():
-    ball, person = (next(one for one in SCENE.things if one.kind.noun == noun) for noun in ("ball", "person"))
-    assert f"{ball.colour} ball {ball.relation(person)} {person.colour} person" == SENTENCE
-    for thing in SCENE.things:
+    ball, person = (
+        next(one for one in SCENE.objects if one.category.noun == noun) for noun in ("ball", "person")
+    )
+    assert f"{ball.color} ball {ball.relation(person)} {person.color} person" == SENTENCE
+    for thing in SCENE.objects:
         x1, y1, x2, y2 = thing.box
         assert 0 < x1 < x2 < SCENE.width
         assert 0 < y1 < y2 < SCENE.height
