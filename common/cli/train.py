@@ -23,8 +23,8 @@ from common.cli.run import run as run_command
 from common.config.schema import ExperimentConfig, dump_config, load_config
 from common.data.loader import BatchLoader, worker_crash_context
 from common.distributed import process_group as distributed
-from common.distributed.signals import GracefulShutdown, Interruptible, ignore_signals
-from common.distributed.watchdog import StallDetector
+from common.distributed.signals import GracefulShutdown, InterruptibleLoader, ignore_signals
+from common.distributed.stall_detection import StallDetector
 from common.errors import ConfigError
 from common.evaluation.checkpoints import run_test
 from common.evaluation.evaluator import evaluate
@@ -180,7 +180,7 @@ def build_trainer(
 
     for loader in (train_loader, val_loader):
         loader.worker_init_fn = ignore_signals
-    val_batches = Interruptible(val_loader, run.shutdown, stall_detector.heartbeat)
+    val_batches = InterruptibleLoader(val_loader, run.shutdown, stall_detector.heartbeat)
     validate = partial(evaluate, task, model, val_batches, run.device, "val", run.precision)
     monitor = ValidationMonitor(validate, task.best_metric, config.VAL_FREQUENT)
     first_epoch = run.resume_from.epoch if run.resume_from else config.TRAIN.BEGIN_EPOCH

@@ -1,4 +1,4 @@
-"""Signals that end a run: it is saved at the next place where that can be done, and says so by its exit status."""
+"""Graceful shutdown on SIGTERM, SIGUSR1 and SIGINT: save at the end of the step and exit with a documented status."""
 
 from __future__ import annotations
 
@@ -16,29 +16,26 @@ from common.data.loader import BatchLoader
 from common.distributed import process_group as distributed
 
 REQUEUE_STATUS = os.EX_TEMPFAIL
-"""Exit status (75) of a run that SIGTERM or SIGUSR1 ended: started again, it goes on where it was."""
-
+"""Exit status (75) of a run that SIGTERM or SIGUSR1 ended: the same command resumes it."""
 
 INTERRUPT_STATUS = 130
 """Exit status of a run that SIGINT (Ctrl-C) ended."""
 
-
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
-
-# A launcher passes the terminal's Ctrl-C on to processes that already have it.
+# Seconds. Ctrl-C in a terminal reaches every process; a launcher forwards it to them once more.
 SAME_KEYPRESS = 1.0
 
 
-class Stopped(Exception):  # noqa: N818 - nothing went wrong
-    """A signal ended the run; what it had done is saved.
+class Stopped(Exception):  # noqa: N818 - not an error
+    """A signal ended the run after its work was saved.
 
     Args:
         number: the signal.
-        resumable: whether the same command, started again, goes on where it was.
+        resumable: whether the same command resumes the run.
 
     Attributes:
-        exit_status: status of the process.
+        exit_status: exit status for the process.
     """
 
     def __init__(self, number: int, resumable: bool = True) -> None:
@@ -47,116 +44,120 @@ class Stopped(Exception):  # noqa: N818 - nothing went wrong
 
 
 class GracefulShutdown:
-    """Takes SIGTERM, SIGUSR1 and SIGINT while it is entered.
+    """Context manager that handles SIGTERM, SIGUSR1 and SIGINT.
 
-    Outside of `deferred` there is nothing to save and they end the run at once. Inside they are noted, until the
-    run comes to `check`; only a second SIGINT ends it unsaved.
+    A signal raises at once, except inside `deferred`: there it is only recorded, and `check` raises where the run can
+    be saved. A second SIGINT always ends the run at once.
 
     Args:
-        resumable: whether the same command, started again, goes on where it was.
+        resumable: whether the same command resumes the run.
 
     Attributes:
-        asked: the signal that came, 0 without one.
+        received_signal: the first signal received inside `deferred`; 0 if none.
     """
 
     def __init__(self, resumable: bool = True) -> None:
-        self.asked = 0
-        self._goes_on = resumable
-        self._ends = False
-        self._since = 0.0
+        self.received_signal = 0
+        self._resumable = resumable
+        self._received_at = 0.0
         self._deferred = False
-        self._agree = distributed.AsyncMax()
-        self._before: dict[signal.Signals, Any] = {}
+        self._stopping = False
+        self._max_over_ranks = distributed.AsyncMax()
+        self._previous_handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> GracefulShutdown:
-        if threading.current_thread() is threading.main_thread():  # no other may set handlers
-            self._before = {number: signal.signal(number, self._take) for number in SIGNALS}
+        # Python allows signal handlers in the main thread only.
+        if threading.current_thread() is threading.main_thread():
+            self._previous_handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Notes signals only; who runs inside calls `check` where the run can be saved."""
+        """Records signals instead of raising. The code inside must call `check` regularly."""
         self._deferred = True
         try:
             yield
         finally:
             self._deferred = False
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
-        again = self.asked and time.monotonic() - self._since > SAME_KEYPRESS
-        if number == signal.SIGINT and (again or not self._deferred):
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        repeated = self.received_signal and time.monotonic() - self._received_at > SAME_KEYPRESS
+        if number == signal.SIGINT and (repeated or not self._deferred):
             raise KeyboardInterrupt
-        if self._ends:
-            return  # it is ending
+        if self._stopping:
+            return
         if not self._deferred:
-            self._end(number)
-        if not self.asked:
-            self.asked, self._since = number, time.monotonic()
+            self._stop(number)
+        if not self.received_signal:
+            self.received_signal, self._received_at = number, time.monotonic()
 
     def check(self) -> None:
-        """Ends the run if any rank has been asked to. Collective, and never waits for another rank.
+        """Raises if any rank has received a signal. Collective, but no rank waits for another.
 
-        With several processes, all learn of a signal one call late.
+        With several processes a signal takes effect one call later, in the same call on every rank.
 
         Raises:
-            Stopped: on all ranks in the same call.
+            Stopped: any rank has received a signal.
         """
-        if number := self._agree(self.asked):
-            self._end(number)
+        if number := self._max_over_ranks(self.received_signal):
+            self._stop(number)
 
     def check_now(self) -> None:
-        """As `check`, but waits for all ranks and knows at once."""
-        if number := max(distributed.gather_objects(self.asked)):
-            self._end(number)
+        """Like `check`, but synchronizes all ranks, so that a signal takes effect in this call."""
+        if number := max(distributed.gather_objects(self.received_signal)):
+            self._stop(number)
 
-    def _end(self, number: int) -> NoReturn:
-        self._ends = True
-        raise Stopped(number, self._goes_on)
+    def _stop(self, number: int) -> NoReturn:
+        self._stopping = True
+        raise Stopped(number, self._resumable)
 
 
-class Interruptible:
-    """A loader whose batches end early when a signal comes; then the loop over it raises `Stopped` on all ranks.
+class InterruptibleLoader:
+    """Wraps a validation loader so that a signal ends the iteration early and raises `Stopped` on every rank.
 
     Args:
-        loader: the batches of this process; every rank may have another number of them.
-        stop: the signals.
-        beat: called for each batch, and with True after the last.
+        loader: the batches of this rank; ranks may have different numbers of them.
+        shutdown: receives the signals.
+        heartbeat: called as `heartbeat(activity, synchronized)` for every batch and after the last one.
     """
 
     def __init__(
-        self, loader: BatchLoader[Any], stop: GracefulShutdown, beat: Callable[[str, bool], None]
+        self, loader: BatchLoader[Any], shutdown: GracefulShutdown, heartbeat: Callable[[str, bool], None]
     ) -> None:
         self.batch_sampler = loader.batch_sampler
         self._loader = loader
-        self._stop = stop
-        self._beat = beat
+        self._shutdown = shutdown
+        self._heartbeat = heartbeat
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._loader:
-            if self._stop.asked:
+            if self._shutdown.received_signal:
                 break
-            self._beat("a batch of validation", False)
+            self._heartbeat("a batch of validation", False)
             yield batch
-        self._beat("the last batch of validation", True)
-        self._stop.check_now()
+        # All ranks meet here, whether or not they have seen a signal and however many batches they had. Raising
+        # inside the loop would leave the other ranks in the collective that reduces the metrics.
+        self._heartbeat("the last batch of validation", True)
+        self._shutdown.check_now()
 
 
-def ignore_signals(worker: int) -> None:
-    """Lets a loader's worker survive a signal to the whole process group: its batches are needed until the end.
+def ignore_signals(worker_id: int) -> None:
+    """Worker init function: lets a data worker survive a signal to the whole process group.
 
-    The second SIGTERM, or the end of the main process, ends it.
+    The main process still needs its batches up to the end of the step. A second SIGTERM, or the end of the main
+    process, ends the worker.
     """
 
-    def once(number: int, frame: FrameType | None) -> None:
+    def ignore_once(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    signal.signal(signal.SIGTERM, once)
+    signal.signal(signal.SIGTERM, ignore_once)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

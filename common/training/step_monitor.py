@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from common.batch import Batch, Lengths, Record
-from common.distributed.watchdog import StallDetector
+from common.distributed.stall_detection import StallDetector
 from common.errors import TrainingError
 
 

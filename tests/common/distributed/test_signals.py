@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from common.distributed import signals as interrupt
-from common.distributed.signals import GracefulShutdown, Interruptible, Stopped
+from common.distributed.signals import GracefulShutdown, InterruptibleLoader, Stopped
 
 
 def send(number):
@@ -54,7 +54,7 @@ def test_a_second_interrupt_ends_at_once(monkeypatch):
         send(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
-        assert stop.asked == signal.SIGINT
+        assert stop.received_signal == signal.SIGINT
 
 
 def test_handlers_are_given_back():
@@ -71,7 +71,9 @@ class Batches(list):
 def test_a_loop_ends_early_and_then_stops():
     beats = []
     with GracefulShutdown() as stop, stop.deferred():
-        loader = Interruptible(Batches("abc"), stop, lambda what, arrived: beats.append(arrived))
+        loader = InterruptibleLoader(
+            Batches("abc"), stop, lambda activity, synchronized: beats.append(synchronized)
+        )
         assert (len(loader), loader.batch_sampler) == (3, Batches.batch_sampler)
         assert list(loader) == ["a", "b", "c"]
         assert beats == [False, False, False, True]
