@@ -1,9 +1,9 @@
-# Sourced by the SLURM scripts: what `_env.sh` gives, and `submit`.
+# Sourced by the SLURM scripts: everything in `_env.sh`, and `submit`.
 # shellcheck shell=bash
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 
-# Runs COMMAND on every node of a job that outlives this terminal, shows what it prints, ends with its status.
-# The run is told 2 minutes before the time limit, saves itself, and the job is queued again.
+# Submits a job that runs COMMAND on every node, follows its output, and exits with its status. The job continues if
+# this terminal is closed. Two minutes before the time limit the run gets SIGUSR1, saves a checkpoint, and is requeued.
 submit() { # PARTITION NAME FOLDER [options of sbatch] -- COMMAND [arguments]
   local partition=$1 name=$2 folder=$3 options=() more job waiting status=0
   shift 3
@@ -19,14 +19,14 @@ submit() { # PARTITION NAME FOLDER [options of sbatch] -- COMMAND [arguments]
     "${options[@]}" "${more[@]}" scripts/job_slurm.sh "$@")
   waiting=$!
   if read -r job <&3; then
-    job=${job%%;*} # a cluster's name may follow
-    echo "${0##*/}: job $job, printing to $folder/$name-$job.out; scancel $job ends it, Ctrl-C leaves it alone" >&2
+    job=${job%%;*} # sbatch may append the name of the cluster
+    echo "${0##*/}: job $job, output in $folder/$name-$job.out; scancel $job ends it, Ctrl-C does not" >&2
     trap 'exit 130' INT
     tail --lines=+1 --follow=name --retry --pid="$waiting" "$folder/$name-$job.out" 2>/dev/null &
     wait "$waiting" || status=$?
     wait "$!" || true
   else
-    wait "$waiting" || status=$? # sbatch has said why
+    wait "$waiting" || status=$? # sbatch has printed the reason
   fi
   exit "$status"
 }

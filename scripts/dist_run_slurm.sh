@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Trains with GPUS processes (8), on as many machines of a SLURM cluster as that takes.
+# Trains with GPUS processes (default 8) on as many nodes of a SLURM cluster as they need.
 # Usage: scripts/dist_run_slurm.sh PARTITION JOB_NAME SCRIPT CFG MODEL_DIR [GPUS]
-# Environment: GPUS_PER_NODE (8), CPUS_PER_TASK (5) of each process, SRUN_ARGS for the job ("--time=8:00:00";
+# Environment: GPUS_PER_NODE (8), CPUS_PER_TASK (5, per process), SRUN_ARGS for the job ("--time=8:00:00";
 # "--gres=none" trains on CPUs), PY_ARGS for SCRIPT.
 source "$(dirname "${BASH_SOURCE[0]}")/_slurm.sh"
 [[ $# -eq 5 || $# -eq 6 ]] || die "usage: $0 PARTITION JOB_NAME SCRIPT CFG MODEL_DIR [GPUS]" 2
@@ -13,7 +13,7 @@ check_files "$3" "$4"
 use_python requirements.txt
 ((per_node <= gpus)) || per_node=$gpus
 read -ra more <<<"${PY_ARGS:-}"
-# Every node runs this once: the first is where all meet, the last may have fewer processes.
+# Every node runs this once. The rendezvous is on the first node; the last one may have fewer processes.
 # shellcheck disable=SC2016
 node='first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 left=$(($1 - $2 * SLURM_NODEID))

@@ -12,7 +12,7 @@ import torch
 import torchvision
 
 boxes = torch.tensor([[0.0, 0.0, 0.0, 3.0, 3.0]])
-torchvision.ops.roi_align(torch.zeros(1, 1, 4, 4), boxes, 2)  # fails where torch and torchvision do not match
+torchvision.ops.roi_align(torch.zeros(1, 1, 4, 4), boxes, 2)  # fails if torch and torchvision do not match
 devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 print(f"python       {platform.python_version()} ({sys.executable})")
 print(f"torch        {torch.__version__}")

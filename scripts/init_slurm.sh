@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs init.sh on a machine of a SLURM cluster: installs what is missing and prints the versions in use.
+# Runs init.sh on a node of a SLURM cluster: installs what is missing and prints the versions in use.
 # Usage: scripts/init_slurm.sh PARTITION JOB_NAME [GPUS]
 # Environment: CPUS_PER_TASK (5), SRUN_ARGS.
 source "$(dirname "${BASH_SOURCE[0]}")/_slurm.sh"

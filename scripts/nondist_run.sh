@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains in one process; in one per GPU where GPUS of the yaml file lists several.
+# Trains in one process, or in one process per GPU if GPUS of the yaml file lists several.
 # Usage: scripts/nondist_run.sh SCRIPT CFG MODEL_DIR [more arguments of SCRIPT]
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 [[ $# -ge 3 ]] || die "usage: $0 SCRIPT CFG MODEL_DIR [more arguments of SCRIPT]" 2

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on one machine of a SLURM cluster with GPUS GPUs (8): in one process, or one per GPU that the yaml file lists.
+# Trains on one node of a SLURM cluster with GPUS GPUs (default 8): in one process, or in one per GPU of the yaml file.
 # Usage: scripts/nondist_run_slurm.sh PARTITION JOB_NAME SCRIPT CFG MODEL_DIR [GPUS]
 # Environment: CPUS_PER_TASK (40), SRUN_ARGS for the job ("--time=8:00:00"; "--gres=none" trains
 # on a CPU), PY_ARGS for SCRIPT.

@@ -1,12 +1,12 @@
-"""What does the picture tell? Hides one word per caption and asks a pre-trained model for it.
+"""Measures how much a pre-trained model relies on the image to predict masked words.
 
 `python scripts/probe_masked_words.py --cfg YAML --ckpt CHECKPOINT --words red,green,car [--blank-regions]`
 
-In every caption of the split that has one of the words, one of them (of several the same in every run) becomes
-`[MASK]`; no region is hidden. Printed, and written as json to the result folder, is how often the model's best word
-is the hidden one, overall and for each word. `--blank-regions` hides all regions and the whole image, as the model is
-used to it: what is then still right, the other words and the places of the boxes have told. A word of several pieces
-counts as right when all pieces are; their number is a hint that needs no picture.
+In every caption that contains one of the words, one occurrence (the same in every run) is replaced by `[MASK]`; no
+region is masked. The script prints the accuracy, overall and per word, and writes it as json to the result folder.
+With `--blank-regions` all regions and the whole image are masked as in pre-training, so only the other words and the
+box coordinates remain as input. A word of several pieces is correct if all its pieces are; their number is a hint that
+does not need the image.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ from pretrain.model import PretrainOutputs
 from pretrain.task import PretrainTask
 
 
-class Probed(PictureDataset):
-    """Hides one of some words in each caption.
+class ProbeDataset(PictureDataset):
+    """Masks one of the given words in each caption.
 
     Attributes:
-        words: those that may be hidden.
-        blank: whether all regions are hidden as well.
+        words: words that may be masked.
+        blank: also mask all regions.
     """
 
     words: frozenset[str] = frozenset()
     blank = False
 
     def masked(self, words: Sequence[str], rng: random.Random) -> MaskedText:
-        """Masks one of the probed words, none where there is none."""
-        found = [place for place, word in enumerate(words) if word in self.words]
-        chosen = rng.choice(found) if found else -1
+        """Masks one occurrence of the probed words, if there is any."""
+        candidates = [index for index, word in enumerate(words) if word in self.words]
+        masked_index = rng.choice(candidates) if candidates else -1
         text = MaskedText([], [], [])
-        for place, word in enumerate(words):
+        for index, word in enumerate(words):
             pieces = self._tokenizer.word_ids(word)
-            if place == chosen:
+            if index == masked_index:
                 text.places.extend(range(len(text.ids), len(text.ids) + len(pieces)))
                 text.labels.extend(pieces)
                 pieces = (self._tokenizer.mask_id,) * len(pieces)
@@ -65,7 +65,6 @@ class Probed(PictureDataset):
         return text
 
     def load(self, index: int, rng: random.Random) -> PretrainSample:
-        """Reads one picture."""
         sample = super().load(index, rng)
         if not self.blank:
             return sample
@@ -78,37 +77,37 @@ class Probed(PictureDataset):
         )
 
 
-class ProbedCaptions(Probed, CaptionDataset):
-    """Conceptual Captions."""
+class ConceptualCaptionsProbe(ProbeDataset, CaptionDataset):
+    pass
 
 
-class ProbedCocoCaptions(Probed, CocoCaptionDataset):
-    """Captions of COCO."""
+class CocoCaptionsProbe(ProbeDataset, CocoCaptionDataset):
+    pass
 
 
 class ProbeTask(PretrainTask):
-    """Pre-training's model, asked for one word of each caption."""
+    """Predicts one masked word per caption."""
 
     def __init__(self, config: PretrainConfig, words: Sequence[str], blank: bool) -> None:
-        size = config.VAL.batch_sizes[0]  # the texts beside the captions are not read
+        size = config.VAL.batch_sizes[0]  # the text corpus is not read
         super().__init__(
             config.model_copy(update={"VAL": config.VAL.model_copy(update={"BATCH_IMAGES": size})})
         )
         self._words_of = {self.tokenizer.word_ids(word): word for word in words}
         self._blank = blank
 
-    def build_datasets(self, split: Split) -> Sequence[Probed]:
-        """Opens the captions; each is the picture's own, and no region is hidden by chance."""
+    def build_datasets(self, split: Split) -> Sequence[ProbeDataset]:
+        """Builds the caption dataset, without random captions of other images and without masked regions."""
         data, network = self.config.datasets[0], self.config.NETWORK
-        kept = {"WITH_REL_LOSS": False, "WITH_MVRC_LOSS": False}
-        config = self.config.model_copy(update={"NETWORK": network.model_copy(update=kept)})
-        kind = ProbedCocoCaptions if data.DATASET == "coco_captions" else ProbedCaptions
-        dataset = kind(config, data, split, self.tokenizer)
+        no_losses = {"WITH_REL_LOSS": False, "WITH_MVRC_LOSS": False}
+        config = self.config.model_copy(update={"NETWORK": network.model_copy(update=no_losses)})
+        dataset_class = CocoCaptionsProbe if data.DATASET == "coco_captions" else ConceptualCaptionsProbe
+        dataset = dataset_class(config, data, split, self.tokenizer)
         dataset.words, dataset.blank = frozenset(self._words_of.values()), self._blank
         return [dataset]
 
     def predictions(self, outputs: PretrainOutputs, batch: PretrainBatch) -> list[dict[str, Any]]:
-        """The hidden word of each caption, empty where there is none, and whether the model's best word is it."""
+        """Returns the masked word of each caption, empty if there is none, and whether the prediction is right."""
         assert outputs.word_logits is not None
         labels = batch.word_labels.tolist()
         hits = (outputs.word_logits.argmax(1) == batch.word_labels).tolist()
@@ -121,50 +120,52 @@ class ProbeTask(PretrainTask):
         return records
 
 
-def read_words(given: str, tokenizer: Tokenizer) -> list[str]:
-    """Words of `--words`, a file or a comma list, as the tokenizer spells them.
+def read_words(argument: str, tokenizer: Tokenizer) -> list[str]:
+    """Returns the normalized words of `--words`, which is a file or a comma-separated list.
 
     Raises:
-        UsageError: there is none, one is no single known word, or the file is no text.
+        UsageError: there is no word, one is not a single word of the vocabulary, or the file is not text.
     """
-    try:  # os.path, as a long list is no path that pathlib would ask about
-        text = Path(given).read_text(encoding="utf-8") if os.path.isfile(given) else given
+    try:  # pathlib's `is_file` raises an error if a long list exceeds the maximum length of a path
+        text = Path(argument).read_text(encoding="utf-8") if os.path.isfile(argument) else argument
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--words: {given}: cannot be read as text in UTF-8 ({error})") from error
+        raise UsageError(f"--words: {argument}: cannot be read as text in UTF-8 ({error})") from error
     words = []
     for part in text.replace(",", " ").split():
-        spelt = tokenizer.basic(part)
-        if len(spelt) != 1 or tokenizer.unk_id in tokenizer.word_ids(spelt[0]):
-            raise UsageError(f'--words: "{part}" is not one word of the vocabulary (NETWORK.BERT_MODEL_NAME)')
-        words += spelt
+        normalized = tokenizer.basic(part)
+        if len(normalized) != 1 or tokenizer.unk_id in tokenizer.word_ids(normalized[0]):
+            raise UsageError(
+                f'--words: "{part}" is not a single word of the vocabulary (NETWORK.BERT_MODEL_NAME)'
+            )
+        words += normalized
     if not words:
-        raise UsageError(f'--words: "{given}" names no word; give a file, or words with commas between them')
+        raise UsageError(f'--words: "{argument}" contains no word; give a file or a comma-separated list')
     return words
 
 
 def main() -> None:
-    """Reads the command line, probes the model, and writes and prints what it restored."""
+    """Parses the command line, probes the model, prints the accuracies and writes them."""
     flags = checkpoint_parser(
-        "Ask a pre-trained model for one hidden word per caption.",
+        "Measure how much a pre-trained model relies on the image to predict masked words.",
         "split of the captions, train or val (default: VAL_IMAGE_SET)",
     )
-    flags.add_argument("--words", required=True, help="words to hide: a file, or a list with commas")
-    flags.add_argument("--blank-regions", action="store_true", help="hide all regions as well")
+    flags.add_argument("--words", required=True, help="words to mask: a file or a comma-separated list")
+    flags.add_argument("--blank-regions", action="store_true", help="also mask all regions")
     args = flags.parse_args()
     base, checkpoint, folder = load_evaluation(args, PretrainTask, "val")
     config = base.config
     base.require_heads()
     if not config.NETWORK.WITH_MLM_LOSS:
-        raise ConfigError("NETWORK.WITH_MLM_LOSS: false: this model does not restore words")
+        raise ConfigError("NETWORK.WITH_MLM_LOSS: false: this model does not predict words")
     task = ProbeTask(config, read_words(args.words, base.tokenizer), args.blank_regions)
     device, precision = setup_eval(args, config.GPUS)
-    found: dict[str, list[bool]] = defaultdict(list)
+    results: dict[str, list[bool]] = defaultdict(list)
     for record in predict_split(cast(AnyPredictingTask, task), checkpoint, "val", device, precision):
         if record["word"]:
-            found[record["word"]].append(record["right"])
-    if not found:
-        raise DataError(f"--words: no caption of {config.datasets[0].VAL_IMAGE_SET} has one of them")
-    rows = [("overall", [hit for hits in found.values() for hit in hits]), *sorted(found.items())]
+            results[record["word"]].append(record["right"])
+    if not results:
+        raise DataError(f"--words: no caption of {config.datasets[0].VAL_IMAGE_SET} contains any of them")
+    rows = [("overall", [hit for hits in results.values() for hit in hits]), *sorted(results.items())]
     name = f"{args.result_name or config.MODEL_PREFIX}_probe{'_blank' if args.blank_regions else ''}.json"
     write_json(folder / name, [{"word": word, "right": sum(hits), "count": len(hits)} for word, hits in rows])
     if distributed.is_main():

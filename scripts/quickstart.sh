@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Draws the toy world, trains on it, validates and writes test files; no download of data, no GPU.
-# Run again after an interruption, it continues.
+# Draws the toy world, trains on it, validates, and writes test files. Needs no downloaded data and no GPU.
+# After an interruption, the same command resumes.
 # Usage: scripts/quickstart.sh [vcr | vqa | refcoco | pretrain | all]
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
-known=(vcr vqa refcoco pretrain)
+all_tasks=(vcr vqa refcoco pretrain)
 task=${1:-vcr}
-[[ $# -le 1 && " ${known[*]} all " == *" $task "* ]] || die "usage: $0 [TASK]; the tasks it knows: ${known[*]} all" 2
-[[ $task == all ]] && tasks=("${known[@]}") || tasks=("$task")
+[[ $# -le 1 && " ${all_tasks[*]} all " == *" $task "* ]] || die "usage: $0 [TASK]; tasks: ${all_tasks[*]} all" 2
+[[ $task == all ]] && tasks=("${all_tasks[@]}") || tasks=("$task")
 use_python requirements.txt
 output=output/toy
 
 say() { printf '\n== %s\n' "$1"; }
 
-train() { # TASK CFG: shows progress; everything is in the log file of the run
+train() { # TASK CFG: prints progress only; the full log is in the output folder
   python "$1/train_end2end.py" --cfg "$2" --model-dir . |
     awk '/PROGRESS|Epoch\[|Best Val|continue/ { print; fflush() }'
 }
 
-see() { # teaches the image branch of the models that read pixels, once
-  say "Teaching a detector to see"
+train_detector() { # initializes the image branch of models that read pixels; does nothing the second time
+  say "Training the toy detector"
   python -m scripts.toy.detector --cfg cfgs/pretrain/toy_e2e.yaml
 }
 
@@ -27,29 +27,29 @@ run_vcr() { # RESULTS
   local qa2r=(cfgs/vcr/toy_qa2r.yaml "$output/vcr/toy_qa2r/vcr1images_train/toy_r-best.model")
   local models=(--a-cfg "${q2a[0]}" --a-ckpt "${q2a[1]}" --r-cfg "${qa2r[0]}" --r-ckpt "${qa2r[1]}"
     --gpus -1 --result-path "$1" --result-name toy)
-  see
-  say "Learning to answer questions (Q->A)"
+  train_detector
+  say "Training VCR answers (Q->A)"
   train vcr "${q2a[0]}"
-  say "Learning to choose rationales (QA->R)"
+  say "Training VCR rationales (QA->R)"
   train vcr "${qa2r[0]}"
-  say "Validating both, and writing the leaderboard files of the test split"
+  say "Validating both models and writing the leaderboard file of the test split"
   python vcr/val.py "${models[@]}" | tee "$1/val.txt"
   python vcr/test.py "${models[@]}"
   awk -F '\t' '/^Q/ { printf "vcr %s\t%s\t%s\n", $1, $2, $1 == "Q->AR" ? "6.2" : "25.0" }' "$1/val.txt" >>"$summary"
 }
 
 run_vqa() { # RESULTS
-  say "Learning to answer questions about pictures (VQA)"
+  say "Training VQA"
   train vqa cfgs/vqa/toy.yaml
-  say "Validating with the official accuracy, and writing the answers of the test split"
+  say "Validating with the official accuracy and writing the answers for the test split"
   python vqa/val.py --cfg cfgs/vqa/toy.yaml --model-dir . --gpus -1 --result-path "$1" | tee "$1/val.txt"
   python vqa/test.py --cfg cfgs/vqa/toy.yaml --model-dir . --gpus -1 --result-path "$1"
   awk '/^overall/ { printf "vqa accuracy\t%s\t41.1\n", $NF }' "$1/val.txt" >>"$summary"
 }
 
 run_refcoco() { # RESULTS
-  see
-  say "Learning to find what an expression refers to (RefCOCO+)"
+  train_detector
+  say "Training RefCOCO+"
   train refcoco cfgs/refcoco/toy.yaml
   say "Testing on val, testA and testB"
   local split
@@ -61,32 +61,32 @@ run_refcoco() { # RESULTS
   done
 }
 
-pretrain_on() { # SOURCE CFG RESULTS: trains, validates, and asks for words that only the picture tells
+pretrain_on() { # INPUT CFG RESULTS: trains, validates, and measures how much the model relies on the image
   local model=(--cfg "$2" --model-dir . --gpus -1 --result-path "$3") words
   mkdir -p "$3"
   train pretrain "$2"
-  say "Validating, and asking for words that only the picture tells: with it and without"
+  say "Validating, and predicting masked colors and nouns with and without the image"
   python pretrain/val.py "${model[@]}" | tee "$3/val.txt"
   words=$(python -c 'from scripts.toy.world import CATEGORIES, COLORS; print(*COLORS, *(c.noun for c in CATEGORIES), sep=",")')
-  python scripts/probe_masked_words.py "${model[@]}" --words "$words" | tee "$3/seen.txt"
+  python scripts/probe_masked_words.py "${model[@]}" --words "$words" | tee "$3/visible.txt"
   python scripts/probe_masked_words.py "${model[@]}" --words "$words" --blank-regions | tee "$3/blank.txt"
-  awk -F '\t' -v from="$1" '$1 == "MVRCAccuracy" { printf "hidden regions %s\t%.1f\t-\n", from, 100 * $2 }' \
+  awk -F '\t' -v from="$1" '$1 == "MVRCAccuracy" { printf "masked regions %s\t%.1f\t-\n", from, 100 * $2 }' \
     "$3/val.txt" >>"$summary"
-  awk -F '\t' -v from="$1" '$1 == "overall" { share[FILENAME] = 100 * $2 }
-    END { printf "hidden words %s\t%.1f\t%.1f\n", from, share[ARGV[1]], share[ARGV[2]] }' \
-    "$3/seen.txt" "$3/blank.txt" >>"$summary"
+  awk -F '\t' -v from="$1" '$1 == "overall" { accuracy[FILENAME] = 100 * $2 }
+    END { printf "masked words %s\t%.1f\t%.1f\n", from, accuracy[ARGV[1]], accuracy[ARGV[2]] }' \
+    "$3/visible.txt" "$3/blank.txt" >>"$summary"
 }
 
 run_pretrain() { # RESULTS
-  say "Pre-training on captions with region features, and texts beside them"
+  say "Pre-training on captions with region features, and on a text corpus"
   pretrain_on "from features" cfgs/pretrain/toy_prec.yaml "$1"
-  see
-  say "Pre-training from it on captions with pictures, and texts beside them"
+  train_detector
+  say "Pre-training on captions with images, and on a text corpus"
   pretrain_on "from pixels" cfgs/pretrain/toy_e2e.yaml "$1/pixels"
 }
 
 say "Drawing the toy world into toy/"
-python scripts/make_toy_data.py --out toy --tasks "${known[@]}"
+python scripts/make_toy_data.py --out toy --tasks "${all_tasks[@]}"
 mkdir -p "$output"
 summary=$output/summary.txt
 : >"$summary"
@@ -96,12 +96,12 @@ for name in "${tasks[@]}"; do
 done
 
 say "Done in $((SECONDS / 60)) min $((SECONDS % 60)) s"
-echo "Accuracy in percent on the toy world's held-out pictures:"
+echo "Accuracy in percent on held-out images of the toy world:"
 awk -F '\t' 'BEGIN { printf "%-30s%10s%16s\n", "", "learned", "blind or chance" }
   { printf "%-30s%10s%16s\n", $1, $2, $3 }' "$summary"
 cat <<TXT
 
-data     toy (what it holds: data/PREPARE_DATA.md)
+data     toy (layout: data/PREPARE_DATA.md)
 results  $(printf "$output/%s/results " "${tasks[@]}")
-runs     below $output: checkpoints, logs, event files for tensorboard
+runs     $output: checkpoints, logs, tensorboard event files
 TXT

@@ -1,12 +1,12 @@
-"""Budget of a training step on 1 to 1,024 GPUs: compute, all-reduce of the gradients, input. It measures nothing.
+"""Simulates the time of a training step on 1 to 1,024 GPUs: compute, gradient all-reduce and input. Measures nothing.
 
 Usage: `python scripts/simulate_scaling.py [--model base] [--machine h100] [--network ib400x8] [--gpus 1 8 64 1024]
-[--global-batch 256] [--csv FILE]`. docs/scaling.md reads the results and names the sources of the numbers below.
+[--global-batch 256] [--csv FILE]`. docs/scaling.md discusses the results and has the sources of the numbers below.
 
-The model: every GPU computes `accumulate` micro batches; a third of a micro batch is its forward pass. During the
-last backward pass DDP reduces buckets of gradients one after another as they become ready, at times in proportion to
-their bytes. The word table is one gradient, which is never cut, and comes last. Workers read ahead, so a step takes
-as long as the slower one of training and input. A GPU's share of disks and storage is equal.
+The model: every GPU computes `accumulate` microbatches; the forward pass is a third of each. During the last backward
+pass DDP reduces gradient buckets one after another as they become ready, at times proportional to their bytes. The word
+embedding is a single gradient, which is never split, and comes last. Workers prefetch, so a step takes as long as the
+slower of training and input. GPUs share disks and storage equally.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-if __package__ in (None, ""):  # run as a file: the folder above holds the packages
+if __package__ in (None, ""):  # run as a file: the parent folder holds the packages
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.cli.run import run
 from common.errors import UsageError
 from common.files import replace_file
 
-FORWARD_SHARE = 1 / 3
+FORWARD_FRACTION = 1 / 3
 OPTIMIZER_BYTES = 28
-"""AdamW in fp32 reads weight, gradient and two moments of each parameter and writes all but the gradient."""
+"""Per parameter: AdamW in fp32 reads weight, gradient and two moments, and writes all but the gradient."""
 FIRST_BUCKET_MB = 1.0
 LAUNCH_US = 8.4
 NETWORK_HOP_US = 14.0
 TREE_BANDWIDTH = 0.92
-"""Share of the bandwidth that NCCL's tree reaches; like the latencies from its tuning table (Simple protocol)."""
-WIDEST = 1024
+"""Fraction of the bandwidth that NCCL's tree reaches; from its tuning table (Simple protocol), like the latencies."""
+MAX_GPUS = 1024
 
 
 class Model(NamedTuple):
-    """What a sample costs in pre-training; samples without a picture count as half of all.
+    """Cost of a pre-training sample; half of all samples have no image.
 
     Attributes:
         gflop: forward and backward pass of one sample (benchmarks/step.py).
-        parameters: those that train, in millions.
-        table: the word table among them.
-        input_mb: what is read per sample, in MB.
-        input_ms: CPU time per sample of one worker.
+        parameters: trainable parameters, in millions.
+        word_embedding: parameters of the word embedding, in millions.
+        input_mb: data read per sample, in MB.
+        input_ms: CPU time of a worker per sample.
     """
 
     gflop: float
     parameters: float
-    table: float
+    word_embedding: float
     input_mb: float
     input_ms: float
 
@@ -64,15 +64,15 @@ MODELS = {
 
 
 class Machine(NamedTuple):
-    """A computer with equal GPUs.
+    """A machine with identical GPUs.
 
     Attributes:
-        gpus: of one computer.
+        gpus: number of GPUs.
         tflops: dense bf16 peak of a GPU.
-        memory_gbps: bandwidth of its memory, in GB/s.
-        link_gbps: bus bandwidth of an all-reduce inside the computer, in GB/s.
-        ring_hop_us: latency of a step of a ring inside the computer.
-        tree_hop_us: the same of a tree.
+        memory_gbps: memory bandwidth of a GPU, in GB/s.
+        link_gbps: bus bandwidth of an all-reduce inside the machine, in GB/s.
+        ring_hop_us: latency of a ring hop inside the machine.
+        tree_hop_us: latency of a tree hop inside the machine.
     """
 
     gpus: int
@@ -87,12 +87,12 @@ MACHINES = {
     "h100": Machine(8, 989.4, 3350, 476, 3.4),
     "rtx4090": Machine(8, 165.15, 1008, 24.7, 5.7),
 }
-# GB/s between two computers, all their adapters together: 47 of 50 for each 400 Gb/s.
+# GB/s between two machines over all adapters: 47 of 50 for each 400 Gb/s.
 NETWORKS = {"ib400x8": 376.0, "ib400": 47.0, "eth100": 11.75, "eth10": 1.175}
 
 
 class Plan(NamedTuple):
-    """A run, except for its number of GPUs."""
+    """The settings of a run, except for the number of GPUs."""
 
     model: Model
     machine: Machine
@@ -110,7 +110,7 @@ class Plan(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One update of a run; times in ms."""
+    """One optimizer update; times in ms."""
 
     gpus: int
     batch: int
@@ -126,7 +126,7 @@ class Step(NamedTuple):
 
 
 def all_reduce_ms(mb: float, gpus: int, plan: Plan) -> float:
-    """Time to sum `mb` megabytes over all GPUs by the faster one of a ring and a double binary tree."""
+    """Returns the time of an all-reduce of `mb` megabytes: the faster of a ring and a double binary tree."""
     if gpus == 1:
         return 0.0
     machine = plan.machine
@@ -142,79 +142,79 @@ def all_reduce_ms(mb: float, gpus: int, plan: Plan) -> float:
     return min(ring, tree) + LAUNCH_US / 1000
 
 
-def buckets(total_mb: float, table_mb: float, bucket_mb: float) -> list[float]:
-    """Sizes in MB in the order of reduction: a small one, full ones, what is left, the word table."""
+def bucket_sizes(total_mb: float, word_embedding_mb: float, bucket_mb: float) -> list[float]:
+    """Returns bucket sizes in MB, in order: a small first one, full ones, the rest, the word embedding."""
     sizes: list[float] = []
-    left = total_mb - table_mb
-    while left > 1e-9:
-        size = min(left, bucket_mb if sizes else min(FIRST_BUCKET_MB, bucket_mb))
+    remaining = total_mb - word_embedding_mb
+    while remaining > 1e-9:
+        size = min(remaining, bucket_mb if sizes else min(FIRST_BUCKET_MB, bucket_mb))
         sizes.append(size)
-        left -= size
-    return [*sizes, table_mb] if table_mb else sizes
+        remaining -= size
+    return [*sizes, word_embedding_mb] if word_embedding_mb else sizes
 
 
-def finish(ready: Sequence[float], durations: Sequence[float]) -> float:
-    """When the last of several jobs is done that run one after another, each not before it is ready."""
+def finish_time(ready: Sequence[float], durations: Sequence[float]) -> float:
+    """Returns when the last of several sequential jobs ends; each starts once it is ready and the previous ended."""
     end = 0.0
-    for begin, duration in zip(ready, durations, strict=True):
-        end = max(end, begin) + duration
+    for start, duration in zip(ready, durations, strict=True):
+        end = max(end, start) + duration
     return end
 
 
-def reduction(plan: Plan, gpus: int, backward_ms: float) -> tuple[float, float]:
-    """Returns the time of all all-reduces of a step, and by how much the last ends after the backward pass."""
-    megabytes = plan.gradient_bytes  # of a million parameters
-    total, table = megabytes * plan.model.parameters, megabytes * plan.model.table
-    sizes = buckets(total, table, plan.bucket_mb)
+def all_reduce_times(plan: Plan, gpus: int, backward_ms: float) -> tuple[float, float]:
+    """Returns the time of all all-reduces of a step, and how much of it is not hidden by the backward pass."""
+    # Parameters are in millions, so this is in MB.
+    total = plan.gradient_bytes * plan.model.parameters
+    sizes = bucket_sizes(total, plan.gradient_bytes * plan.model.word_embedding, plan.bucket_mb)
     durations = [all_reduce_ms(size, gpus, plan) for size in sizes]
     ready, done = [], 0.0
     for size in sizes:
         done += size
         ready.append(backward_ms * done / total)
-    return sum(durations), max(0.0, finish(ready, durations) - backward_ms)
+    return sum(durations), max(0.0, finish_time(ready, durations) - backward_ms)
 
 
 def input_times(plan: Plan, gpus: int, samples: int) -> dict[str, float]:
-    """Time in ms that each stage of the input needs for the `samples` of one GPU."""
+    """Returns the time in ms that each stage of the input pipeline needs for the `samples` of one GPU."""
     mb = samples * plan.model.input_mb
-    here = min(gpus, plan.machine.gpus)
+    gpus_per_disk = min(gpus, plan.machine.gpus)
     return {
         "workers": samples * plan.model.input_ms / plan.workers,
-        "disk": here * mb / plan.disk_gbps,
+        "disk": gpus_per_disk * mb / plan.disk_gbps,
         "storage": gpus * mb / plan.storage_gbps,
     }
 
 
 def split_batch(plan: Plan, gpus: int) -> tuple[int, int]:
-    """Returns micro batch and accumulation of one GPU: those given, or what keeps the global batch.
+    """Returns microbatch size and accumulation steps of a GPU: those of the plan, or what keeps the global batch.
 
     Raises:
         UsageError: the global batch or the GPUs cannot be divided evenly.
     """
     per_node = plan.machine.gpus
     if gpus > per_node and gpus % per_node:
-        raise UsageError(f"--gpus {gpus}: above {per_node}, a number of whole machines of {per_node} GPUs")
+        raise UsageError(f"--gpus {gpus}: must be a multiple of {per_node}, the GPUs per machine, or less")
     if not plan.global_batch:
         return plan.batch, plan.accumulate
     if plan.global_batch % gpus:
-        raise UsageError(f"--global-batch {plan.global_batch}: cannot be dealt evenly to {gpus} GPUs")
-    share = plan.global_batch // gpus
-    accumulate = next(n for n in range(1, share + 1) if share % n == 0 and share // n <= plan.batch)
-    return share // accumulate, accumulate
+        raise UsageError(f"--global-batch {plan.global_batch}: not divisible by {gpus} GPUs")
+    per_gpu = plan.global_batch // gpus
+    accumulate = next(n for n in range(1, per_gpu + 1) if per_gpu % n == 0 and per_gpu // n <= plan.batch)
+    return per_gpu // accumulate, accumulate
 
 
 def simulate(plan: Plan, gpus: int) -> Step:
-    """Computes one update on `gpus` GPUs.
+    """Simulates one step on `gpus` GPUs.
 
     Raises:
-        UsageError: this number of GPUs cannot be.
+        UsageError: the global batch or the GPUs cannot be divided evenly.
     """
     batch, accumulate = split_batch(plan, gpus)
     micro_ms = batch * plan.model.gflop / (plan.machine.tflops * plan.utilization)
     update_ms = OPTIMIZER_BYTES * plan.model.parameters / plan.machine.memory_gbps
     compute_ms = accumulate * micro_ms + update_ms
-    backward_ms = (1 - FORWARD_SHARE) * micro_ms
-    reduce_ms, exposed_ms = reduction(plan, gpus, backward_ms)
+    backward_ms = (1 - FORWARD_FRACTION) * micro_ms
+    reduce_ms, exposed_ms = all_reduce_times(plan, gpus, backward_ms)
     stages = input_times(plan, gpus, accumulate * batch)
     slowest = max(stages, key=lambda stage: stages[stage])
     training_ms = compute_ms + exposed_ms
@@ -235,9 +235,9 @@ def simulate(plan: Plan, gpus: int) -> Step:
     )
 
 
-def first_limit(plan: Plan, widest: int = WIDEST) -> Step | None:
-    """The first power of two of GPUs up to `widest` at which something else than compute limits a step."""
-    for gpus in (2**power for power in range(int(math.log2(widest)) + 1)):
+def first_limit(plan: Plan, max_gpus: int = MAX_GPUS) -> Step | None:
+    """Returns the first power of two of GPUs up to `max_gpus` at which a step is not limited by compute."""
+    for gpus in (2**power for power in range(int(math.log2(max_gpus)) + 1)):
         if plan.global_batch % gpus:
             break
         step = simulate(plan, gpus)
@@ -247,7 +247,7 @@ def first_limit(plan: Plan, widest: int = WIDEST) -> Step | None:
 
 
 def table(steps: Sequence[Step]) -> str:
-    """Lays steps out in columns, as wide as their names."""
+    """Formats steps as a table; columns are as wide as their names."""
     lines = ["  ".join(Step._fields)]
     for step in steps:
         cells = [f"{cell:,.4g}" if isinstance(cell, float) else str(cell) for cell in step]
@@ -258,10 +258,10 @@ def table(steps: Sequence[Step]) -> str:
 
 
 def write_csv(steps: Sequence[Step], path: Path) -> None:
-    """Writes the table.
+    """Writes the table as csv.
 
     Raises:
-        UsageError: nothing can be written there.
+        UsageError: the file cannot be written.
     """
 
     def fill(temporary: Path) -> None:
@@ -281,9 +281,8 @@ def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
             raise ValueError
         return value
 
-    parse.__name__ = (
-        f"positive {'whole number' if kind is int else 'number'}"  # argparse names it in its message
-    )
+    # argparse prints this name in its message.
+    parse.__name__ = f"positive {'integer' if kind is int else 'number'}"
     return parse
 
 
@@ -292,55 +291,62 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--model", choices=MODELS, default="base", help="pre-training model (default: %(default)s)")
-    add("--machine", choices=MACHINES, default="h100", help="kind of computer (default: %(default)s)")
-    add("--network", choices=NETWORKS, default="ib400x8", help="between them (default: %(default)s)")
+    add("--machine", choices=MACHINES, default="h100", help="machine (default: %(default)s)")
+    add(
+        "--network",
+        choices=NETWORKS,
+        default="ib400x8",
+        help="network between machines (default: %(default)s)",
+    )
     add("--gpus", type=whole, nargs="+", default=[1, 8, 16, 64, 256, 1024], help="numbers of GPUs")
-    for name, parse, meaning in (
-        ("batch", whole, "samples of one GPU in a micro batch"),
-        ("accumulate", whole, "micro batches of an update"),
-        ("utilization", number, "share of the peak that is reached"),
+    for name, parse, description in (
+        ("batch", whole, "samples of a GPU in a microbatch"),
+        ("accumulate", whole, "microbatches per step"),
+        ("utilization", number, "fraction of the peak FLOPS that is reached"),
         ("gradient-bytes", whole, "4 for fp32, 2 with a bf16 hook"),
         ("bucket-mb", number, "DDP's bucket_cap_mb"),
-        ("workers", whole, "loading processes of one GPU"),
-        ("disk-gbps", number, "what a computer reads from its own disks, GB/s"),
-        ("storage-gbps", number, "what all computers together read from shared storage, GB/s"),
-        ("network-hop-us", number, "latency between computers"),
+        ("workers", whole, "data loading workers per GPU"),
+        ("disk-gbps", number, "read bandwidth of the disks of a machine, GB/s"),
+        ("storage-gbps", number, "read bandwidth of the storage that all machines share, GB/s"),
+        ("network-hop-us", number, "latency between machines"),
     ):
         default = plan[name.replace("-", "_")]
-        add(f"--{name}", type=parse, default=default, help=f"{meaning} (default: {default})")
+        add(f"--{name}", type=parse, default=default, help=f"{description} (default: {default})")
     add(
         "--global-batch",
         type=whole,
         default=0,
-        help="keep this batch on any number of GPUs, of at most --batch each",
+        help="keep this batch size on any number of GPUs, with microbatches of at most --batch",
     )
     for name, parse in (("gflop", number), ("input-mb", number), ("input-ms", number)):
-        add(f"--{name}", type=parse, help="per sample, in place of that of --model")
-    add("--csv", type=Path, metavar="FILE", help="also write the table there")
+        add(f"--{name}", type=parse, help="per sample; overrides --model")
+    add("--csv", type=Path, metavar="FILE", help="also write the table to this file")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the table, and where something else than compute begins to limit."""
-    given = vars(_parser().parse_args(arguments))
-    chosen = {key: given[key] for key in ("gflop", "input_mb", "input_ms") if given[key] is not None}
+    """Prints the table, and the number of GPUs from which a step is not limited by compute."""
+    args = vars(_parser().parse_args(arguments))
+    overrides = {key: args[key] for key in ("gflop", "input_mb", "input_ms") if args[key] is not None}
     plan = Plan(
-        model=MODELS[given["model"]]._replace(**chosen),
-        machine=MACHINES[given["machine"]],
-        network_gbps=NETWORKS[given["network"]],
-        **{key: given[key] for key in Plan._field_defaults},
+        model=MODELS[args["model"]]._replace(**overrides),
+        machine=MACHINES[args["machine"]],
+        network_gbps=NETWORKS[args["network"]],
+        **{key: args[key] for key in Plan._field_defaults},
     )
     if plan.utilization > 1:
-        raise UsageError(f"--utilization {plan.utilization:g}: is a share, at most 1")
-    steps = [simulate(plan, gpus) for gpus in given["gpus"]]
-    if given["csv"]:
-        write_csv(steps, given["csv"])
+        raise UsageError(f"--utilization {plan.utilization:g}: must be at most 1")
+    steps = [simulate(plan, gpus) for gpus in args["gpus"]]
+    if args["csv"]:
+        write_csv(steps, args["csv"])
     print(table(steps))
     step = first_limit(plan)
     if step:
-        print(f"from {step.gpus} GPUs on {step.limit} limit a step: {step.efficiency:.0%} efficiency there")
+        print(
+            f"from {step.gpus} GPUs on, a step is limited by: {step.limit} (efficiency {step.efficiency:.0%})"
+        )
     else:
-        print(f"compute limits a step on every number of GPUs up to {WIDEST}")
+        print(f"a step is limited by compute on all numbers of GPUs up to {MAX_GPUS}")
 
 
 if __name__ == "__main__":

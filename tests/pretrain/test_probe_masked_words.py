@@ -1,7 +1,3 @@
-"""The probe: one word per caption is hidden, all regions where that is asked for."""
-
-from __future__ import annotations
-
 import json
 import sys
 
@@ -16,13 +12,15 @@ from pretrain.model import PretrainOutputs
 from scripts import probe_masked_words as probe
 from tests.pretrain.world import World
 
-COLOURS = "red,green,blue,yellow,purple,white"
+COLORS = "red,green,blue,yellow,purple,white"
 PIXELS = (
     "NETWORK.IMAGE_FEAT_PRECOMPUTED=false",
     "NETWORK.IMAGE_NUM_LAYERS=18",
     "NETWORK.PIXEL_MEANS=[103.0, 116.0, 123.0]",
     "NETWORK.PIXEL_STDS=[1.0, 1.0, 1.0]",
 )
+
+pytestmark = pytest.mark.integration
 
 
 class ProbeWorld(World):
@@ -47,8 +45,8 @@ def captions(world):
 
 
 @pytest.mark.parametrize("changes", [(), ("NETWORK.VLBERT.with_pooler=true", "NETWORK.WITH_REL_LOSS=true")])
-def test_one_word_of_a_caption_is_hidden_and_no_region(trained, changes):
-    words = COLOURS.split(",")
+def test_probe_dataset_masks_one_word_and_no_region(trained, changes):
+    words = COLORS.split(",")
     task = probe_task(trained, words, *changes)
     (dataset,) = task.build_datasets("val")
     tokenizer = task.tokenizer
@@ -56,10 +54,10 @@ def test_one_word_of_a_caption_is_hidden_and_no_region(trained, changes):
         sample, again = (dataset[ItemKey(0, index)] for _ in range(2))
         ids = sample.texts[0].ids.tolist()
         assert ids == again.texts[0].ids.tolist()
-        (place,), (label,) = sample.masked_token_index.tolist(), sample.word_labels.tolist()
-        assert [i for i, number in enumerate(ids) if number == tokenizer.mask_id] == [place]
+        (masked_index,), (label,) = sample.masked_token_index.tolist(), sample.word_labels.tolist()
+        assert [i for i, token_id in enumerate(ids) if token_id == tokenizer.mask_id] == [masked_index]
         assert label in {tokenizer.vocab[word] for word in words}
-        ids[place] = label
+        ids[masked_index] = label
         assert ids == [tokenizer.cls_id, *tokenizer.ids(" ".join(caption)), tokenizer.sep_id]
         assert not sample.hidden.any()
         assert sample.box_features is not None
@@ -67,16 +65,16 @@ def test_one_word_of_a_caption_is_hidden_and_no_region(trained, changes):
         assert len(sample.masked_region_index) == 0
 
 
-def test_a_word_of_two_pieces_is_hidden_whole_and_other_captions_not_at_all(trained):
+def test_probe_dataset_masks_all_pieces_of_a_word(trained):
     task = probe_task(trained, ["umbrella"])
     (dataset,) = task.build_datasets("val")
-    found = [dataset[ItemKey(0, i)].word_labels.tolist() for i in range(len(dataset))]
+    all_labels = [dataset[ItemKey(0, i)].word_labels.tolist() for i in range(len(dataset))]
     pieces = [task.tokenizer.vocab["um"], task.tokenizer.vocab["##brella"]]
-    assert [bool(labels) for labels in found] == ["umbrella" in caption for caption in captions(trained)]
-    assert {tuple(labels) for labels in found} == {(), tuple(pieces)}
+    assert [bool(labels) for labels in all_labels] == ["umbrella" in caption for caption in captions(trained)]
+    assert {tuple(labels) for labels in all_labels} == {(), tuple(pieces)}
 
 
-def test_blank_regions_hide_every_feature(trained):
+def test_blank_regions_mask_all_features(trained):
     (dataset,) = probe_task(trained, ["red"], blank=True).build_datasets("val")
     sample = dataset[ItemKey(0, 0)]
     assert sample.hidden.all()
@@ -84,8 +82,8 @@ def test_blank_regions_hide_every_feature(trained):
     assert sample.masked_pixel_boxes is None
 
 
-def test_blank_regions_cover_the_whole_picture(trained):
-    (shown,), (blank,) = (
+def test_blank_regions_mask_the_whole_image(trained):
+    (visible,), (blank,) = (
         probe_task(trained, ["red"], *PIXELS, blank=blank).build_datasets("val") for blank in (False, True)
     )
     sample = blank[ItemKey(0, 0)]
@@ -94,18 +92,18 @@ def test_blank_regions_cover_the_whole_picture(trained):
     assert sample.hidden.all()
     assert sample.masked_pixel_boxes is not None
     assert sample.masked_pixel_boxes.tolist() == [[0, 0, width - 1, height - 1]]
-    assert shown[ItemKey(0, 0)].masked_pixel_boxes.shape == (0, 4)
+    assert visible[ItemKey(0, 0)].masked_pixel_boxes.shape == (0, 4)
 
 
-def test_a_word_is_right_when_all_its_pieces_are(trained):
+def test_predictions_are_right_if_all_pieces_are(trained):
     task = probe_task(trained, ["red", "umbrella"])
     ids = [*task.tokenizer.word_ids("red"), *task.tokenizer.word_ids("umbrella") * 2]
     batch = probe.PretrainBatch(
         record_ids=("a", "b", "c", "d"), index=torch.arange(4), images=None, num_boxes=Lengths.of([1] * 4),
         text=None, masked_token_index=Ragged(Lengths.of([1, 2, 0, 2]), torch.arange(5)), word_labels=torch.tensor(ids),
     )  # fmt: skip
-    best = [*ids[:4], ids[0]]
-    logits = torch.nn.functional.one_hot(torch.tensor(best), len(task.tokenizer.vocab)).float()
+    predicted = [*ids[:4], ids[0]]
+    logits = torch.nn.functional.one_hot(torch.tensor(predicted), len(task.tokenizer.vocab)).float()
     assert task.predictions(PretrainOutputs(None, logits, None), batch) == [
         {"word": "red", "right": True},
         {"word": "umbrella", "right": True},
@@ -115,9 +113,9 @@ def test_a_word_is_right_when_all_its_pieces_are(trained):
 
 
 @pytest.mark.parametrize("flags", [(), ("--blank-regions",)])
-def test_the_command_counts_overall_and_for_each_word(trained, capsys, flags):
+def test_command_reports_overall_and_per_word(trained, capsys, flags):
     for _ in range(2):
-        assert trained.evaluate("probe", *trained.model(), "--words", COLOURS, "--bs", "5", *flags) == 0
+        assert trained.evaluate("probe", *trained.model(), "--words", COLORS, "--bs", "5", *flags) == 0
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines() if line.count("\t") == 2]
     assert lines[: len(lines) // 2] == lines[len(lines) // 2 :]
     (path,) = (trained.out / "results").glob(f"toy_probe{'_blank' if flags else ''}.json")
@@ -126,12 +124,12 @@ def test_the_command_counts_overall_and_for_each_word(trained, capsys, flags):
     assert rows["overall"]["count"] == len(captions(trained))
     for key in ("count", "right"):
         assert rows["overall"][key] == sum(row[key] for word, row in rows.items() if word != "overall")
-    for word, share, count in lines:
-        assert float(share) == pytest.approx(rows[word]["right"] / rows[word]["count"], abs=1e-6)
+    for word, accuracy, count in lines:
+        assert float(accuracy) == pytest.approx(rows[word]["right"] / rows[word]["count"], abs=1e-6)
         assert int(count) == rows[word]["count"]
 
 
-def test_words_come_from_a_file_or_a_list(trained, tmp_path):
+def test_read_words_accepts_a_file_or_a_list(trained, tmp_path):
     tokenizer = probe_task(trained, ["red"]).tokenizer
     (tmp_path / "words").write_text("Red\ncar, ball\n")
     assert probe.read_words(str(tmp_path / "words"), tokenizer) == ["red", "car", "ball"]
@@ -141,26 +139,26 @@ def test_words_come_from_a_file_or_a_list(trained, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "status", "message"),
     [
-        (("--words", ","), 2, '--words: "," names no word'),
-        (("--words", "red,blue-green"), 2, '--words: "blue-green" is not one word'),
-        (("--words", "red,☃"), 2, '--words: "☃" is not one word'),
+        (("--words", ","), 2, '--words: "," contains no word'),
+        (("--words", "red,blue-green"), 2, '--words: "blue-green" is not a single word'),
+        (("--words", "red,☃"), 2, '--words: "☃" is not a single word'),
         (("--words", sys.executable), 2, f"--words: {sys.executable}: cannot be read as text in UTF-8"),
-        (("--words", "red," * 2000 + "☃"), 2, '--words: "☃" is not one word'),
-        (("--words", "zero"), 1, "--words: no caption of val has one of them"),
+        (("--words", "red," * 2000 + "☃"), 2, '--words: "☃" is not a single word'),
+        (("--words", "zero"), 1, "--words: no caption of val contains any of them"),
         (("--words", "red", "--set", "NETWORK.WITH_MLM_LOSS=false"), 2, "NETWORK.WITH_MLM_LOSS: false"),
     ],
 )
-def test_a_mistake_is_one_message(trained, capsys, flags, status, message):
+def test_command_rejects_bad_input(trained, capsys, flags, status, message):
     assert trained.evaluate("probe", *trained.model(), *flags) == status
     assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
-def test_a_model_of_attention_maps_restores_nothing(trained, capsys):
+def test_command_rejects_an_attention_model(trained, capsys):
     changes = ("MODULE=ResNetVLBERTForAttentionVis", "TRAIN.END_EPOCH=0")
     assert trained.evaluate("probe", *trained.model(), "--words", "red", changes=changes) == 2
     assert capsys.readouterr().err.startswith("error: MODULE: ResNetVLBERTForAttentionVis: restores nothing")
 
 
-def test_words_must_be_named(trained, capsys):
+def test_command_requires_words(trained, capsys):
     assert trained.evaluate("probe", *trained.model()) == 2
     assert "required: --words" in capsys.readouterr().err

@@ -28,11 +28,11 @@ def launch(tmp_path):
         (
             "dist_run_single.sh",
             "two P C .",
-            "NUM_PROCESSES is 'two'; it must be a whole number of at least 1",
+            "NUM_PROCESSES is 'two'; it must be an integer, at least 1",
         ),
         ("dist_run_single.sh", "0 P C .", "NUM_PROCESSES is '0'"),
         ("dist_run_single.sh", "2 lost.py C .", "no such file: lost.py (paths are relative to "),
-        ("dist_run_multi.sh", "2 2 host 1 P C .", "NODE_RANK is '2'; it must be a whole number from 0 to 1"),
+        ("dist_run_multi.sh", "2 2 host 1 P C .", "NODE_RANK is '2'; it must be an integer, between 0 and 1"),
         ("dist_run_multi.sh", "2 0 host -1 P C .", "PROCESSES_PER_NODE is '-1'"),
         ("dist_run_multi.sh", "2 0 host 1 P lost.yaml .", "no such file: lost.yaml"),
         ("nondist_run.sh", "P lost.yaml .", "no such file: lost.yaml"),
@@ -175,7 +175,7 @@ def caught(proc):
 def test_a_machine_that_waits_for_others_can_be_stopped(launch):
     process = launch.start("dist_run_multi.sh", 2, 0, "127.0.0.1", 1, *launch.arguments)
     line = process.stderr.readline()
-    assert line.startswith("dist_run_multi.sh: machine 0 of 2 meets the others at 127.0.0.1:2")
+    assert line.startswith("dist_run_multi.sh: node 0 of 2, rendezvous at 127.0.0.1:2")
     port = int(line.rpartition(":")[2])
     wait_for(lambda: answers(port))
     process.terminate()

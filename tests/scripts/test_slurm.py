@@ -45,7 +45,7 @@ def started(launch, *arguments, **environ):
     process = launch.start("dist_run_slurm.sh", "part", "toy", *launch.arguments, *arguments, **environ)
     message = process.stderr.readline()
     Cluster.wait(lambda: len(list(launch.out.glob("up-*"))) == 2)
-    number = re.search(r"job (\d+), printing to \S+/out/slurm/toy-\1\.out", message)[1]
+    number = re.search(r"job (\d+), output in \S+/out/slurm/toy-\1\.out", message)[1]
     return process, number
 
 
@@ -88,7 +88,7 @@ def test_a_run_that_its_time_ends_is_queued_again_and_followed_to_its_end(cluste
     cluster.say("scontrol", "update", f"JobId={number}", "StartTime=now")  # SLURM waits for two minutes
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0
-    assert f"job {number}: saved; queued again" in output
+    assert f"job {number}: saved; requeued" in output
     assert [line[1:3] for line in lines(output)] == [["0", "2"], ["0", "2"], ["1", "2"], ["1", "2"]]
     assert sorted(line[6] for line in lines(output)) == ["-", "-", "1", "1"]  # restarts
 
