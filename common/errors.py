@@ -1,20 +1,22 @@
-"""Errors that users see: one message that names the file, record, key or flag and says what would be right.
+"""Errors for users: one message that names the file, record, key or flag and says what would be right.
 
-Every entry point turns a `UserError` into its message on stderr and its exit status, without a traceback.
-All of them carry a single string, so that they cross the border of a data-loading worker unharmed.
+Every entry point prints the message of a `UserError` on stderr, without a traceback, and exits with its status.
+The only argument of these errors is the message, so that they can be pickled on their way out of a data worker.
 """
 
 from __future__ import annotations
 
+import difflib
+
 
 class UserError(Exception):
-    """Something outside our code is wrong: a file, a record, a key, a flag."""
+    """The cause is outside the code: a file, a record, a key, a flag."""
 
     exit_status = 1
 
 
 class UsageError(UserError):
-    """A flag of the command line is wrong."""
+    """A command-line flag is wrong."""
 
     exit_status = 2
 
@@ -24,7 +26,7 @@ class ConfigError(UsageError):
 
 
 class DataError(UserError):
-    """A data file or one record of it cannot be used."""
+    """A data file or one of its records cannot be used."""
 
 
 class CheckpointError(UserError):
@@ -32,14 +34,12 @@ class CheckpointError(UserError):
 
 
 class TrainingError(UserError):
-    """A run cannot go on: not a number, out of memory, a process that stalls."""
+    """A run cannot continue: values that are not finite, out of memory, a stalled rank."""
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
     """Returns `; did you mean X?` for the closest of `known`, or an empty string."""
-    import difflib
-
-    # Case is compared last: the commonest slip is a lower-case key.
+    # Ignore case: a lower-case key is the most common mistake.
     by_lower = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f"; did you mean {by_lower[close[0]]}?" if close else ""

@@ -140,7 +140,7 @@ def check_name(path: Path) -> None:
     if path.suffix.lower() not in (".svg", ".png"):
         raise UsageError(f"--out {path}: must end in .svg or .png")
     if not path.parent.is_dir():
-        raise UsageError(f"--out {path}: there is no folder {path.parent}")
+        raise UsageError(f"--out {path}: no such directory: {path.parent}")
 
 
 def _save(figure: Figure, suffix: str, path: Path) -> None:

@@ -177,9 +177,9 @@ FILES = [
         "unwritable log folder",
         train(flags=("--log-dir", __file__)),
         USAGE,
-        "--log-dir: .*cannot write there",
+        "--log-dir: .*not writable",
     ),
-    Case("unwritable output folder", train(spoil=blocked), USAGE, "OUTPUT_PATH: .*cannot write there"),
+    Case("unwritable output folder", train(spoil=blocked), USAGE, "OUTPUT_PATH: .*not writable"),
 ]
 
 IMAGE_WEIGHTS = Case(
@@ -228,7 +228,7 @@ def evaluation_cases(command: str) -> list[Case]:
             "unwritable results",
             lambda world: (blocked(world), world.evaluate(command, *world.model(path=Path("x"))))[1],
             USAGE,
-            "--result-path: .*cannot write there",
+            "--result-path: .*not writable",
         ),
     ]
 

@@ -21,8 +21,8 @@ from common.config.schema import load_config
 from common.distributed import process_group as distributed
 from common.errors import DataError, UsageError
 from common.evaluation.checkpoints import predict_split, run_test
-from common.evaluation.outputs import ensure_writable_dir, write_result
-from common.files import save_array
+from common.evaluation.outputs import write_result
+from common.files import ensure_writable_dir, save_array
 from vcr.config import VCRConfig
 from vcr.dataset import NUM_CHOICES
 from vcr.leaderboard import common_name, merge_result
@@ -103,7 +103,7 @@ def runs(args: argparse.Namespace, split: Split, annotations: str | None) -> lis
 def validate(args: argparse.Namespace) -> dict[str, float]:
     """Runs `vcr/val.py`: saves the logits of every model and returns the accuracies in percent."""
     evaluated = runs(args, "val", args.annot)
-    folder = ensure_writable_dir(args.result_path)
+    folder = ensure_writable_dir(args.result_path, "--result-path")
     device, precision = setup_eval(args)
     right: dict[Part, NDArray[np.bool_]] = {}
     for run in evaluated:
@@ -140,7 +140,7 @@ def accuracies(right: Mapping[Part, NDArray[np.bool_]]) -> dict[str, float]:
 def write_test_files(args: argparse.Namespace) -> list[Path]:
     """Runs `vcr/test.py`: writes probabilities of every model, and the leaderboard file with both."""
     evaluated = runs(args, "test", args.test_file)
-    folder = ensure_writable_dir(args.result_path)
+    folder = ensure_writable_dir(args.result_path, "--result-path")
     device, precision = setup_eval(args)
     written = []
     for run in evaluated:

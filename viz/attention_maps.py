@@ -26,9 +26,8 @@ from common.data.images import open_image
 from common.data.regions.sources import BoxFile
 from common.data.storage.store import Store
 from common.errors import DataError, UsageError
-from common.evaluation.outputs import ensure_writable_dir
 from common.extraction.job import leave_out, list_images
-from common.files import writing
+from common.files import ensure_writable_dir, writing
 from common.inference.predictor import TrainedModel
 from common.progress import track
 from common.provenance import fingerprint

@@ -21,7 +21,7 @@ from common.data.samplers import EpochBatches
 from common.distributed import process_group as distributed
 from common.errors import UsageError
 from common.evaluation.evaluator import iterate_outputs
-from common.evaluation.outputs import ensure_writable_dir
+from common.files import ensure_writable_dir
 from common.inference.attention import (
     AttentionMaps,
     SequenceSource,

@@ -18,7 +18,7 @@ from common.config.fields import Split
 from common.config.schema import load_config
 from common.config.yaml_tree import load_yaml
 from common.distributed import process_group as distributed
-from common.evaluation.outputs import ensure_writable_dir
+from common.files import ensure_writable_dir
 from common.models.pretrained import read_weights
 from common.training import checkpoint
 from common.training.checkpoint import output_folder, run_folder, with_output_root, with_seed
@@ -83,7 +83,9 @@ def load_evaluation(
     trained = run_folder(config, args.cfg, "train")
     path = Path(args.ckpt) if args.ckpt is not None else checkpoint.best_file(trained, config.MODEL_PREFIX)
     folder = (
-        ensure_writable_dir(args.result_path) if args.result_path else output_folder(config, args.cfg, split)
+        ensure_writable_dir(args.result_path, "--result-path")
+        if args.result_path
+        else output_folder(config, args.cfg, split)
     )
     # Use the random decisions of the run's own validation.
     saved = checkpoint.config_of(read_weights(path)) if config.RNG_SEED < 0 else {}

@@ -348,7 +348,7 @@ class TensorBoard(Callback):
                 Event(wall_time=time.time(), step=trainer.state.global_batch + 1, session_log=start)
             )
         except OSError as error:
-            raise UsageError(f"--log-dir: {self._folder}: cannot write there: {error.strerror}") from error
+            raise UsageError(f"--log-dir: {self._folder}: not writable: {error.strerror}") from error
 
     def on_batch_end(self, trainer: Trainer) -> None:
         step = trainer.state.global_batch

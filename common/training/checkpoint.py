@@ -6,7 +6,6 @@ import logging
 import platform
 import random
 import re
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -24,8 +23,8 @@ from common.config.fields import Split
 from common.config.schema import ExperimentConfig
 from common.config.sections import TrainConfig
 from common.distributed import process_group as distributed
-from common.errors import CheckpointError, ConfigError
-from common.files import link_file, replace_file
+from common.errors import CheckpointError
+from common.files import ensure_writable_dir, link_file, replace_file
 from common.models.official_names import WRAPPER, OfficialNames
 from common.models.pretrained import read_weights
 
@@ -43,16 +42,8 @@ def output_folder(config: ExperimentConfig, cfg: str | Path, split: Split) -> Pa
     Raises:
         ConfigError: the folder is not writable.
     """
-    folder = run_folder(config, cfg, split)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"OUTPUT_PATH: {folder}: cannot write there: {error.strerror}; choose another or use --model-dir"
-        ) from error
-    return folder
+    hint = "; choose another or use --model-dir"
+    return ensure_writable_dir(run_folder(config, cfg, split), "OUTPUT_PATH", hint)
 
 
 def with_output_root(config: ExperimentConfig, folder: str | None) -> ExperimentConfig:

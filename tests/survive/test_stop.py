@@ -204,7 +204,7 @@ def test_a_read_only_folder_is_said_before_anything_is_read(world, small_disk):
     assert train(world)[0] == [2]
     errors = [line for line in printed(world).splitlines() if "error" in line or "Traceback" in line]
     assert errors == [
-        f"error: OUTPUT_PATH: {folder(world)}: cannot write there: Read-only file system; choose another or use "
+        f"error: OUTPUT_PATH: {folder(world)}: not writable: Read-only file system; choose another or use "
         "--model-dir"
     ]
 

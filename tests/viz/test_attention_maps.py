@@ -100,7 +100,7 @@ def test_boxes_of_coco_and_of_one_picture(trained, tmp_path, capsys, monkeypatch
         (("--text", "a", "--images", "nowhere"), 1, "nowhere: no such folder"),
         (("--texts", "nowhere.json"), 1, "nowhere.json: cannot be read"),
         (("--text", "a", "--limit", "0"), 2, "--limit: 0: must be at least 1"),
-        (("--text", "a", "--out", "/dev/null/x"), 2, "--out: /dev/null/x: cannot write there"),
+        (("--text", "a", "--out", "/dev/null/x"), 2, "--out: /dev/null/x: not writable"),
     ],
 )
 def test_mistakes(trained, flags, status, message, capsys):

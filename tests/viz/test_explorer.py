@@ -206,13 +206,13 @@ def test_what_the_page_is_made_from_is_not_overwritten(tmp_path, maps, capsys):
     for out in (maps, tmp_path / "../" / tmp_path.name / "small.json", picture):
         before = out.read_bytes()
         assert command("--attention", maps, "--image", picture, "--out", out) == 2
-        assert "would overwrite what it is made from; name another file" in capsys.readouterr().err
+        assert "would overwrite an input; name another file" in capsys.readouterr().err
         assert out.read_bytes() == before
 
 
 def test_a_folder_that_is_missing(tmp_path, maps, capsys):
     assert command("--attention", maps, "--out", tmp_path / "none/page.html") == 2
-    assert "none/page.html: there is no folder" in capsys.readouterr().err
+    assert "none/page.html: no such directory" in capsys.readouterr().err
 
 
 def test_another_place_of_the_picture(tmp_path, maps):

@@ -140,7 +140,7 @@ def test_the_command(trained, queries, tmp_path, capsys):
         (("--save", "answer.psd"), 2, "--save: answer.psd: must end in .png, .jpg, .jpeg, .webp"),
         (("--device", "cuda:99"), 2, "--device: cuda:99: this machine has "),
         (("--save", "answer.gif", "--image", "nowhere.jpg"), 2, "--save: answer.gif: must end in .png"),
-        (("--save", "nowhere/answer.png"), 2, "there is no folder nowhere"),
+        (("--save", "nowhere/answer.png"), 2, "no such directory: nowhere"),
         (("--features", "nowhere.model"), 1, "nowhere.model: "),
         (("--detector", "fasterrcnn_resnet50_fpn_v2"), 2, "--detector"),
         (("--top", "0"), 2, "--top: 0: must be at least 1"),
@@ -163,7 +163,7 @@ def test_what_the_answer_is_made_from_is_not_overwritten(trained, queries, flag,
     target.write_bytes(queries[0].image.read_bytes())
     given = (*trained.model(), "--image", str(queries[0].image), "--question", "what ?", flag, str(target))
     assert trained.command("predict", *given, "--save", str(tmp_path / "folder/../x.jpg")) == 2
-    assert "x.jpg: would overwrite what it is made from; name another file" in capsys.readouterr().err
+    assert "x.jpg: would overwrite an input; name another file" in capsys.readouterr().err
     assert target.read_bytes() == queries[0].image.read_bytes()
 
 

@@ -103,7 +103,7 @@ def test_do_test_uses_the_best_checkpoint(cfg, caplog):
 
 def test_train_rejects_unwritable_output_folder(cfg):
     (cfg.parent / "out").write_text("a file")
-    with pytest.raises(ConfigError, match=r"OUTPUT_PATH: .*toytrain_train: cannot write there"):
+    with pytest.raises(ConfigError, match=r"OUTPUT_PATH: .*toytrain_train: not writable"):
         main.train_net(arguments(cfg), ToyTask)
 
 
