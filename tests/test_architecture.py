@@ -1,8 +1,10 @@
+import re
 from pathlib import Path
 
 import pytest
 
 from scripts import architecture
+from tests.world import ROOT
 
 
 @pytest.fixture
@@ -54,3 +56,11 @@ def test_main_reports_problems_by_exit_status(write, capsys):
     write("vcr/task.py", "import vqa.task\n")
     assert architecture.main() == 1
     assert "vcr/task.py:1" in capsys.readouterr().out
+
+
+def test_pyproject_packages_every_product_folder():
+    include = re.search(
+        r"packages.find\]\n(?:#.*\n)?include = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.S
+    )
+    packages = {name.strip("* ") for name in re.findall(r'"(.*?)"', include[1])}
+    assert packages >= set(architecture.PRODUCT)

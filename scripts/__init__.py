@@ -1,0 +1,1 @@
+"""Commands, and the scripts that start them."""
