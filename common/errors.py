@@ -7,6 +7,14 @@ The only argument of these errors is the message, so that they can be pickled on
 from __future__ import annotations
 
 import difflib
+import os
+import signal
+
+REQUEUE_STATUS = os.EX_TEMPFAIL
+"""Exit status (75) of a run that SIGTERM or SIGUSR1 ended: the same command resumes it."""
+
+INTERRUPT_STATUS = 128 + signal.SIGINT
+"""Exit status (130) of a run that SIGINT (Ctrl-C) ended."""
 
 
 class UserError(Exception):
@@ -35,6 +43,22 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """A run cannot continue: values that are not finite, out of memory, a stalled rank."""
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """A signal ended the run after its work was saved.
+
+    Args:
+        number: the signal.
+        resumable: whether the same command resumes the run.
+
+    Attributes:
+        exit_status: exit status for the process.
+    """
+
+    def __init__(self, number: int, resumable: bool = True) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_status = REQUEUE_STATUS if resumable and number != signal.SIGINT else 128 + number
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

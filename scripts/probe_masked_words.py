@@ -22,14 +22,14 @@ from typing import Any, cast
 
 import torch
 
-from common.cli.evaluate import checkpoint_parser, load_evaluation, setup_eval
+from common.cli.evaluate import checkpoint_parser, load_evaluation
 from common.cli.run import run
 from common.config.fields import Split
 from common.data.masking import MaskedText
 from common.data.tokenizer import Tokenizer
 from common.distributed import process_group as distributed
 from common.errors import ConfigError, DataError, UsageError
-from common.evaluation.checkpoints import predict_split
+from common.evaluation.checkpoints import Evaluation
 from common.evaluation.outputs import write_json
 from common.training.task import AnyPredictingTask
 from pretrain.captions import CaptionDataset, CocoCaptionDataset, PictureDataset
@@ -152,22 +152,26 @@ def main() -> None:
     flags.add_argument("--words", required=True, help="words to mask: a file or a comma-separated list")
     flags.add_argument("--blank-regions", action="store_true", help="also mask all regions")
     args = flags.parse_args()
-    base, checkpoint, folder = load_evaluation(args, PretrainTask, "val")
-    config = base.config
+    evaluation = load_evaluation(args, PretrainTask, "val")
+    base, config = evaluation.task, evaluation.task.config
     base.require_heads()
     if not config.NETWORK.WITH_MLM_LOSS:
         raise ConfigError("NETWORK.WITH_MLM_LOSS: false: this model does not predict words")
     task = ProbeTask(config, read_words(args.words, base.tokenizer), args.blank_regions)
-    device, precision = setup_eval(args, config.GPUS)
+    # ProbeTask predicts without being a PredictingTask.
+    probe = cast("Evaluation[AnyPredictingTask]", dataclasses.replace(evaluation, task=task))
     results: dict[str, list[bool]] = defaultdict(list)
-    for record in predict_split(cast(AnyPredictingTask, task), checkpoint, "val", device, precision):
+    for record in probe.predict("val"):
         if record["word"]:
             results[record["word"]].append(record["right"])
     if not results:
         raise DataError(f"--words: no caption of {config.datasets[0].VAL_IMAGE_SET} contains any of them")
     rows = [("overall", [hit for hits in results.values() for hit in hits]), *sorted(results.items())]
     name = f"{args.result_name or config.MODEL_PREFIX}_probe{'_blank' if args.blank_regions else ''}.json"
-    write_json(folder / name, [{"word": word, "right": sum(hits), "count": len(hits)} for word, hits in rows])
+    write_json(
+        evaluation.output_dir / name,
+        [{"word": word, "right": sum(hits), "count": len(hits)} for word, hits in rows],
+    )
     if distributed.is_main():
         sys.stdout.writelines(f"{w}\t{sum(hits) / len(hits):.6f}\t{len(hits)}\n" for w, hits in rows)
 

@@ -1,4 +1,4 @@
-"""Writes the probabilities of the test split, and with both models the file for the VCR leaderboard."""
+"""Writes the probabilities of the test split and, with both models, the file for the VCR leaderboard."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from vcr.evaluation import parser, write_test_files
 
 
 def main() -> None:
-    """Reads the command line, runs the models and writes the files."""
     flags = parser("Test VCR models.", "./test_result")
     flags.add_argument("--test-file", help="annotation file (default: DATASET.TEST_ANNOTATION_FILE)")
     write_test_files(flags.parse_args())

@@ -1,4 +1,4 @@
-"""Accuracies of Q->A, QA->R and Q->AR on the validation split, from one model or both."""
+"""Validation accuracies of Q->A, QA->R and Q->AR, from one model or both."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from vcr.evaluation import parser, validate
 
 
 def main() -> None:
-    """Reads the command line, runs the models and prints the accuracies."""
     flags = parser("Validate VCR models.", "./vcr_val_results")
-    flags.set_defaults(result_name="vl-bert")  # the name that the reference gives
+    flags.set_defaults(result_name="vl-bert")  # as in the reference
     flags.add_argument("--annot", help="annotation file (default: DATASET.VAL_ANNOTATION_FILE)")
     result = validate(flags.parse_args())
-    if not distributed.is_main():
-        return
-    sys.stdout.write("Evaluate...\n")
-    for name, percent in result.items():
-        sys.stdout.write(f"{name}\t{percent:.1f}\n")
+    if distributed.is_main():
+        sys.stdout.write("Evaluate...\n")
+        for name, percent in result.items():
+            sys.stdout.write(f"{name}\t{percent:.1f}\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Official VQA accuracy of a model on an annotated split, overall and by type of answer."""
+"""Official VQA accuracy of a model on a split with annotations, overall and by answer type."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.cli.evaluate import checkpoint_parser, load_evaluation, setup_eval
+from common.cli.evaluate import checkpoint_parser, load_evaluation
 from common.cli.run import run
 from common.distributed import process_group as distributed
-from common.evaluation.checkpoints import predict_split
 from common.evaluation.outputs import write_json
 from vqa.answers import official_accuracy
 from vqa.questions import Questions
@@ -18,11 +17,11 @@ from vqa.task import VQATask
 
 
 def accuracies(records: Sequence[Mapping[str, Any]], questions: Questions) -> dict[str, float]:
-    """Mean accuracy in percent, overall and by answer type.
+    """Returns the mean accuracy in percent, overall and by answer type.
 
     Args:
-        records: one answer to each question, in the same order.
-        questions: with the answers of the annotators.
+        records: predicted answers in dataset order.
+        questions: questions with the answers of the annotators.
     """
     scores: dict[str, list[float]] = defaultdict(list)
     for index, record in enumerate(records):
@@ -35,24 +34,22 @@ def accuracies(records: Sequence[Mapping[str, Any]], questions: Questions) -> di
 
 
 def main() -> None:
-    """Reads the command line, runs the model, writes its answers and prints the accuracies."""
     flags = checkpoint_parser(
-        "Validate a VQA model.", "annotated split, several joined with + (default: DATASET.VAL_IMAGE_SET)"
+        "Validate a VQA model.",
+        "split with annotations, several joined with + (default: DATASET.VAL_IMAGE_SET)",
     )
     args = flags.parse_args()
-    task, checkpoint, folder = load_evaluation(args, VQATask, "val")
-    device, precision = setup_eval(args, task.config.GPUS)
-    records = predict_split(task, checkpoint, "val", device, precision)
-    data = task.config.DATASET
+    evaluation = load_evaluation(args, VQATask, "val")
+    records = evaluation.predict("val")
+    config = evaluation.task.config
+    split = config.DATASET.VAL_IMAGE_SET
     write_json(
-        folder / f"{args.result_name or task.config.MODEL_PREFIX}_vqa2_{data.VAL_IMAGE_SET}.json", records
+        evaluation.output_dir / f"{args.result_name or config.MODEL_PREFIX}_vqa2_{split}.json", records
     )
-    if not distributed.is_main():
-        return
-    result = accuracies(records, Questions.open(data, "val"))
-    sys.stdout.write(f"Evaluate on split: {data.VAL_IMAGE_SET}...\n")
-    for name, percent in result.items():
-        sys.stdout.write(f"{name}\t{percent:.2f}\n")
+    if distributed.is_main():
+        sys.stdout.write(f"Evaluate on split: {split}...\n")
+        for name, percent in accuracies(records, Questions.open(config.DATASET, "val")).items():
+            sys.stdout.write(f"{name}\t{percent:.2f}\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What all entry points share: arguments, configuration, output folder, log, seeds, building and training.
+"""What every command shares: its parser, its log, and how an error becomes a message and an exit status.
 
-Sources: train_eval spec, sections 2 and 3.1.
+All commands import this module, so it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from common.distributed import process_group as distributed
 from common.distributed.launcher import first_to_report
-from common.distributed.signals import INTERRUPT_STATUS, Stopped
-from common.errors import UsageError, UserError
+from common.errors import INTERRUPT_STATUS, Stopped, UsageError, UserError
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises for a wrong command line, so that one of several processes says it."""
+    """Raises instead of printing, so that only one of several processes reports a wrong command line."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Returns a parser with the flags that every command has."""
+    """Returns a parser with the flags of every command."""
     result = _Parser(description=description)
     result.add_argument("--cudnn-off", action="store_true", help="do not use cuDNN")
     result.add_argument(
@@ -38,51 +38,63 @@ def parser(description: str) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY.PATH=VALUE",
-        help="replace a value of the yaml file; repeatable",
+        help="override a value of the yaml file; repeatable",
     )
     return result
 
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-def _report_end(text: str) -> None:
-    """Says why the run ends, unless another process of this machine has said so."""
-    if first_to_report(os.environ):
-        sys.stderr.write(text)
-
-
 def run(main: Callable[[], object]) -> int:
-    """Runs an entry point and returns its exit status.
+    """Runs the body of a command with logging to stdout and returns the exit status of the process.
 
-    A user's mistake ends with its message alone. A run that SIGTERM or SIGUSR1 ended has status 75: it is to be
-    started again; one that was interrupted has status 130. Other errors are our own and keep their traceback.
+    Expected errors become one line on stderr; see `_describe`. Any other error is a bug and keeps its traceback.
+    If torchrun started several processes of this machine, only the first one to fail reports its error: the others
+    usually fail because of it.
     """
-    with _console():
+    with _console_log():
         try:
             main()
-        except UserError as error:
-            _report_end(f"error: {error}\n")
-            return error.exit_status
-        except Stopped as stopped:
-            _report_end(f"stopped by {stopped}\n")
-            return stopped.exit_status
-        except KeyboardInterrupt:
-            _report_end("interrupted\n")
-            return INTERRUPT_STATUS
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in _DISK:
-                _report_end(f"error: {error.filename or 'a file of this run'}: {error.strerror}\n")
-            elif first_to_report(os.environ):
-                raise
-            return 1
+        except (Exception, KeyboardInterrupt) as error:
+            status, message = _describe(error)
+            if first_to_report(os.environ):
+                if message is None:
+                    raise
+                sys.stderr.write(f"{message}\n")
+            return status
         finally:
-            distributed.cleanup()
+            # Importing the module here would make commands without torch slow to start.
+            if (process_group := sys.modules.get("common.distributed.process_group")) is not None:
+                process_group.cleanup()
     return 0
 
 
+def _describe(error: BaseException) -> tuple[int, str | None]:
+    """Returns exit status and message of an error; no message for a bug."""
+    match error:
+        case UserError():
+            return error.exit_status, f"error: {error}"
+        case Stopped():
+            return error.exit_status, f"stopped by {error}"
+        case KeyboardInterrupt():
+            return INTERRUPT_STATUS, "interrupted"
+        case OSError(errno=number) if number in _DISK_ERRORS:
+            return 1, f"error: {error.filename or 'a file of this run'}: {error.strerror}"
+    return 1, None
+
+
 @contextmanager
-def _handler(handler: logging.Handler) -> Iterator[None]:
+def _console_log() -> Iterator[None]:
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.INFO)
+    try:
+        with _log_handler(logging.StreamHandler(sys.stdout)):
+            yield
+    finally:
+        root.setLevel(level)
+
+
+@contextmanager
+def _log_handler(handler: logging.Handler) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
@@ -90,24 +102,13 @@ def _handler(handler: logging.Handler) -> Iterator[None]:
         yield
     finally:
         root.removeHandler(handler)
-        with suppress(OSError):  # of a full disk, which says itself what ends the run
+        # On a full disk closing the log file fails too. It must not hide the error that ended the run.
+        with suppress(OSError):
             handler.close()
 
 
-@contextmanager
-def _console() -> Iterator[None]:
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.INFO)
-    try:
-        with _handler(logging.StreamHandler(sys.stdout)):
-            yield
-    finally:
-        root.setLevel(level)
-
-
 def log_to_stderr() -> None:
-    """Moves the log of the console away from stdout, for commands whose answer is what they print."""
+    """Moves the log from stdout to stderr, for commands that print their result on stdout."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
             handler.setStream(sys.stderr)
@@ -115,11 +116,13 @@ def log_to_stderr() -> None:
 
 @contextmanager
 def log_file(folder: Path, cfg: str | Path) -> Iterator[None]:
-    """Also writes the log to `{cfg stem}_{time}.log`; only rank 0 does, the others keep to warnings."""
+    """Also logs to `{cfg stem}_{time}.log` on rank 0; the other ranks log only warnings, on the console."""
+    from common.distributed import process_group as distributed
+
     if not distributed.is_main():
         logging.getLogger().setLevel(logging.WARNING)
         yield
         return
     now = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M")
-    with _handler(logging.FileHandler(folder / f"{Path(cfg).stem}_{now}.log", encoding="utf-8")):
+    with _log_handler(logging.FileHandler(folder / f"{Path(cfg).stem}_{now}.log", encoding="utf-8")):
         yield

@@ -26,7 +26,7 @@ from common.distributed import process_group as distributed
 from common.distributed.signals import GracefulShutdown, InterruptibleLoader, ignore_signals
 from common.distributed.stall_detection import StallDetector
 from common.errors import ConfigError
-from common.evaluation.checkpoints import run_test
+from common.evaluation.checkpoints import Evaluation
 from common.evaluation.evaluator import evaluate
 from common.files import remove_leftovers
 from common.models.pretrained import read_weights
@@ -234,7 +234,7 @@ def test_best_checkpoint(run: Run) -> None:
     else:
         for task in tasks:
             folder = output_folder(task.config, run.cfg_path, "test")
-            run_test(task, best, folder, run.device, run.precision)
+            Evaluation(task, best, folder, run.device, run.precision).write_test_result()
 
 
 def parameter_table(model: nn.Module) -> str:

@@ -244,18 +244,21 @@ def _show(value: Any) -> str:
 ConfigT = TypeVar("ConfigT", bound=ExperimentConfig)
 
 
-def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str] = ()) -> ConfigT:
+def load_config(
+    schema: type[ConfigT], path: str | Path, overrides: Sequence[str] = (), tree: ValueTree | None = None
+) -> ConfigT:
     """Reads the configuration of an experiment and checks all of it.
 
     Args:
         schema: the task's configuration class.
         path: yaml file; its optional `_BASE_` names a file to start from.
         overrides: `KEY.PATH=VALUE`, the value in yaml; list entries by number (`DATASET.0.ZIP_MODE=true`).
+        tree: content of the file (`load_yaml`), if it has been read already; changed by the overrides.
 
     Raises:
         ConfigError: names file or override, key, value and what is allowed, one line for each problem.
     """
-    tree = load_yaml(Path(path))
+    tree = tree or load_yaml(Path(path))
     for text in overrides:
         tree.override(text)
     config = _parse(schema, tree, str(path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -14,33 +13,12 @@ from typing import Any, NoReturn
 from common.batch import Batch
 from common.data.loader import BatchLoader
 from common.distributed import process_group as distributed
-
-REQUEUE_STATUS = os.EX_TEMPFAIL
-"""Exit status (75) of a run that SIGTERM or SIGUSR1 ended: the same command resumes it."""
-
-INTERRUPT_STATUS = 130
-"""Exit status of a run that SIGINT (Ctrl-C) ended."""
+from common.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 # Seconds. Ctrl-C in a terminal reaches every process; a launcher forwards it to them once more.
 SAME_KEYPRESS = 1.0
-
-
-class Stopped(Exception):  # noqa: N818 - not an error
-    """A signal ended the run after its work was saved.
-
-    Args:
-        number: the signal.
-        resumable: whether the same command resumes the run.
-
-    Attributes:
-        exit_status: exit status for the process.
-    """
-
-    def __init__(self, number: int, resumable: bool = True) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_status = REQUEUE_STATUS if resumable and number != signal.SIGINT else 128 + number
 
 
 class GracefulShutdown:

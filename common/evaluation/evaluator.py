@@ -1,4 +1,4 @@
-"""Metrics and predictions over a whole split: every sample once, on any number of processes."""
+"""Metrics and predictions of a whole split: every sample once, on any number of processes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,14 @@ from common.progress import track
 from common.training.metrics import Metrics, loss_over
 from common.training.precision import Precision, to_float32
 from common.training.step_monitor import oom_context
-from common.training.task import PredictingTask, Task
+from common.training.task import AnyPredictingTask, AnyTask
 
 
 def iterate_outputs(
-    task: Task[Any, Any, Any],
-    model: nn.Module,
-    loader: Loader,
-    device: torch.device,
-    precision: Precision | None,
+    task: AnyTask, model: nn.Module, loader: Loader, device: torch.device, precision: Precision | None
 ) -> Iterator[tuple[Any, Batch]]:
-    """Runs the model over a split in evaluation mode, and leaves it so; yields outputs and batches on the device."""
+    """Runs the model in evaluation mode and yields float32 outputs with their batches, on the device. Collective."""
+    # Without DDP: ranks may have different numbers of batches, and DDP may communicate in every forward pass.
     model = distributed.unwrap(model).eval()
     distributed.broadcast_buffers(model)
     precision = precision or Precision(device)
@@ -35,31 +32,31 @@ def iterate_outputs(
     batches = batches_of(loader, 0)
     with worker_crash_context(evaluation=loader):
         for batch in track(batches, task.name, len(loader), "batch", disable=not distributed.is_main()):
-            moved = batch.to(device)
+            on_device = batch.to(device)
             with oom_context("evaluation", batch), torch.inference_mode(), precision.autocast():
-                outputs = model(moved)
-            yield to_float32(outputs), moved
+                outputs = model(on_device)
+            yield to_float32(outputs), on_device
 
 
 def evaluate(
-    task: Task[Any, Any, Any],
+    task: AnyTask,
     model: nn.Module,
     loader: Loader,
     device: torch.device,
     split: Split = "val",
     precision: Precision | None = None,
 ) -> dict[str, float]:
-    """Returns the metrics of a split over all processes, and the losses where the task validates them.
+    """Returns the metrics of a split, and its losses if the task validates them. Collective.
 
-    Losses are means over the labels of the split, whatever the batches.
+    Losses are means over all labels of the split, so they do not depend on the batch size.
 
     Args:
-        task: tells the metrics.
-        model: its network, on `device`.
-        loader: the part of the split that belongs to this process.
-        device: where batches are moved to.
-        split: name of the split.
-        precision: number format, single precision by default.
+        task: defines metrics and losses.
+        model: the model, on `device`; left in evaluation mode.
+        loader: the batches of this rank.
+        device: device that batches are moved to.
+        split: the split.
+        precision: float32 by default.
     """
     metrics = Metrics(device)
     loggers = task.config.TRAIN.LOSS_LOGGERS if task.validates_losses else ()
@@ -68,30 +65,29 @@ def evaluate(
             values = task.metrics(outputs, batch, split)
             if loggers:
                 losses, counts = task.losses(outputs, batch), task.label_counts(batch)
-                none = next(iter(losses.values())).new_zeros(())
+                zero = next(iter(losses.values())).new_zeros(())
                 for key, name in loggers:
-                    # A loss that the model does not have is 0, however many labels there are.
-                    values[name] = loss_over(
-                        losses.get(key, none), counts.get(key, 1) if key in losses else 1
-                    )
+                    # As in the reference, a loss that the model does not have is reported as 0.
+                    loss, count = (losses[key], counts.get(key, 1)) if key in losses else (zero, 1)
+                    values[name] = loss_over(loss, count)
             metrics.update(values)
+    # One all-reduce at the end: a rank without batches takes part in it.
     return metrics.compute()
 
 
 def predict(
-    task: PredictingTask[Any, Any, Any],
+    task: AnyPredictingTask,
     model: nn.Module,
     loader: Loader,
     device: torch.device,
     precision: Precision | None = None,
 ) -> list[dict[str, Any]]:
-    """Returns one record per sample, in dataset order, on every process. Arguments as in `evaluate`."""
+    """Returns one record per sample in dataset order, on every rank. Collective; arguments as in `evaluate`."""
     records: list[tuple[int, dict[str, Any]]] = []
     for outputs, batch in iterate_outputs(task, model, loader, device, precision):
         with torch.inference_mode():
             records += zip(batch.index.tolist(), task.predictions(outputs, batch), strict=True)
-    gathered = sorted(
-        itertools.chain.from_iterable(distributed.gather_objects(records)), key=lambda entry: entry[0]
-    )
-    assert [index for index, _ in gathered] == list(range(len(gathered))), "every sample exactly once"
-    return [record for _, record in gathered]
+    gathered = itertools.chain.from_iterable(distributed.gather_objects(records))
+    in_order = sorted(gathered, key=lambda entry: entry[0])
+    assert [index for index, _ in in_order] == list(range(len(in_order))), "every sample exactly once"
+    return [record for _, record in in_order]

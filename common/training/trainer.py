@@ -14,9 +14,8 @@ from torch.optim import Optimizer
 from common.batch import Batch
 from common.data.loader import Loader, batches_of
 from common.distributed import process_group as distributed
-from common.distributed.signals import Stopped
 from common.distributed.stall_detection import StallDetector
-from common.errors import CheckpointError
+from common.errors import CheckpointError, Stopped
 from common.models.pretrained import load_state
 from common.training import checkpoint
 from common.training.callbacks import Callback

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import vcr.test
 import vcr.val
-from common.evaluation.checkpoints import run_test
+from common.evaluation.checkpoints import Evaluation
 from common.evaluation.evaluator import evaluate
 from common.training.checkpoint import output_folder
 from common.training.metrics import joint_accuracy
@@ -29,7 +29,7 @@ from tests.golden.eval_place import CHECKPOINT, CPU, Stub, command, entered, nam
 from tests.golden.harness import Case, Report, fixture, in_fixture, read_arrays
 from vcr.config import VCRConfig
 from vcr.dataset import NUM_CHOICES
-from vcr.evaluation import Run
+from vcr.evaluation import val_labels
 from vcr.task import VCRTask
 
 RULE_ONE_FORWARD = "one packed forward scores all conditions of a question"
@@ -182,7 +182,7 @@ def compare_after_training(report: Report, place: Workplace, folder: Path, names
     config = place.configs["a"].model_copy(update={"OUTPUT_PATH": str(folder)})
     below = folder / Path(best).parts[0]
     results = output_folder(config, f"{below.name}.yaml", "test")
-    run_test(VCRTask(config), folder / best, results, CPU, Precision(CPU))
+    Evaluation(VCRTask(config), folder / best, results, CPU, Precision(CPU)).write_test_result()
     found = {str(path.relative_to(folder)) for path in below.rglob("*") if path.is_file()}
     report.equal("test after training", found, set(names))
 
@@ -233,7 +233,7 @@ def compare_accuracies(report: Report, place: Workplace, expected: Sequence[Mapp
         task = VCRTask(place.configs[letter])
         loader = build_dataloader(task, "val")
         found[part] = evaluate(task, Stub(task, place.scores(part)), loader, CPU)
-        labels[part] = torch.from_numpy(Run(part, task, Path()).labels())
+        labels[part] = torch.from_numpy(val_labels(task))
     pairs: list[Tensor] = []
     for part in PARTS.values():
         pairs += [torch.from_numpy(place.logits[part]), labels[part]]

@@ -1,4 +1,3 @@
-import errno
 import logging
 import random
 import re
@@ -8,44 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from common.cli import evaluate as evaluate_cli
 from common.cli import run as run_cli
 from common.cli import train as main
 from common.config.schema import ExperimentConfig, dump_config, load_config
-from common.errors import CheckpointError, ConfigError, UsageError
-from common.evaluation import checkpoints
+from common.errors import ConfigError
 from common.models.pretrained import read_weights
 from common.training import task as build
 from common.training.checkpoint import config_of
 from common.training.optim import effective_batch_size
-from tests.common.training.toy import ToyModel, ToyTask, toy_config
-
-YAML = """
-MODULE: ResNetVLBERT
-RNG_SEED: 3
-OUTPUT_PATH: out
-MODEL_PREFIX: net
-GPUS: ""
-LOG_FREQUENT: 2
-NUM_WORKERS_PER_GPU: 0
-SCALES: [1, 2]
-DATASET: {DATASET: toy, TRAIN_IMAGE_SET: toytrain, TEST_IMAGE_SET: toytest}
-NETWORK: {IMAGE_FEAT_PRECOMPUTED: true}
-VAL: {BATCH_IMAGES: 5}
-TRAIN:
-  BATCH_IMAGES: 4
-  END_EPOCH: 2
-  LR: 0.01
-  ASPECT_GROUPING: false
-  LOSS_LOGGERS: ["loss,ToyLoss"]
-"""
-
-
-@pytest.fixture
-def cfg(tmp_path):
-    path = tmp_path / "toy.cfg.yaml"
-    path.write_text(YAML)
-    return path
+from tests.common.training.toy import ToyTask, toy_config
 
 
 def arguments(cfg, *more):
@@ -124,55 +94,12 @@ def test_train_rejects_zero_epochs(cfg):
         main.load_train_config(arguments(cfg, "--set", "TRAIN.END_EPOCH=0"), ToyTask)
 
 
-@pytest.mark.parametrize(
-    ("error", "status", "message"),
-    [
-        (ConfigError("no such file"), 2, "error: no such file\n"),
-        (UsageError("--gpus 7"), 2, "error: --gpus 7\n"),
-        (CheckpointError("damaged"), 1, "error: damaged\n"),
-        (KeyboardInterrupt(), 130, "interrupted\n"),
-        (OSError(errno.ENOSPC, "No space left", "x/events"), 1, "error: x/events: No space left\n"),
-    ],
-)
-def test_run_reports_user_errors_without_traceback(capsys, error, status, message):
-    def fail():
-        raise error
-
-    assert run_cli.run(fail) == status
-    assert capsys.readouterr().err == message
-
-
 def test_run_missing_config_has_status_2(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["train", "--cfg", str(tmp_path / "none.yaml")])
     with pytest.raises(SystemExit) as stop:
         main.train_main(ToyTask)
     assert stop.value.code == 2
     assert "none.yaml" in capsys.readouterr().err
-
-
-def test_run_keeps_traceback_of_internal_errors():
-    with pytest.raises(ZeroDivisionError):
-        run_cli.run(lambda: 1 / 0)
-
-
-def test_log_file_on_full_disk_keeps_the_first_error(tmp_path, monkeypatch):
-    def full(handler):
-        handler.stream.close()
-        raise OSError(errno.ENOSPC, "No space left")
-
-    monkeypatch.setattr(logging.FileHandler, "close", full)
-    with pytest.raises(CheckpointError), run_cli.log_file(tmp_path, "x.yaml"):
-        raise CheckpointError("no space for the checkpoint")
-
-
-def test_log_file_removes_its_handler(tmp_path):
-    before = list(logging.getLogger().handlers)
-    with run_cli.log_file(tmp_path, "x/some.cfg.yaml"):
-        logging.getLogger("common").warning("hello")
-    assert logging.getLogger().handlers == before
-    (path,) = tmp_path.iterdir()
-    assert path.name.startswith("some.cfg_")
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} hello\n", path.read_text())
 
 
 def test_parameter_table():
@@ -212,35 +139,6 @@ def test_with_seed_keeps_the_saved_seed(caplog):
         assert main.with_seed(config, config_of(other), 5).RNG_SEED == 5
 
 
-def test_evaluation_parser_flags():
-    parser = evaluate_cli.evaluation_parser("toy", result_path="./results")
-    args = parser.parse_args([])
-    assert vars(args) == {
-        **{
-            "cudnn_off": False,
-            "set": [],
-            "gpus": None,
-            "fp16": False,
-            "result_path": "./results",
-            "result_name": None,
-        },
-    }
-    assert parser.parse_args(["--gpus", "0", "1"]).gpus == [0, 1]
-
-
-def test_load_model_from_checkpoint(tmp_path):
-    model = ToyModel()
-    with torch.no_grad():
-        model.linear.bias.fill_(9)
-    torch.save(
-        {"state_dict": {f"module.{name}": value for name, value in model.state_dict().items()}},
-        tmp_path / "m",
-    )
-    loaded = checkpoints.load_model(ToyTask(toy_config()), tmp_path / "m", torch.device("cpu"))
-    assert loaded.linear.bias.item() == 9
-    assert not loaded.training
-
-
 def test_build_dataloader_per_split():
     config = toy_config(BATCH_IMAGES=5).model_copy(update={"RNG_SEED": 0, "NUM_WORKERS_PER_GPU": 0})
     task = ToyTask(config)
@@ -249,29 +147,3 @@ def test_build_dataloader_per_split():
     assert {split: (value.shuffle, value.pad) for split, value in batches.items()} == {
         **{"train": (True, True), "val": (False, False)},
     }
-
-
-def evaluation(cfg, *flags, split="test"):
-    argv = ["--cfg", str(cfg), "--model-dir", str(cfg.parent), *flags]
-    return evaluate_cli.load_evaluation(
-        evaluate_cli.checkpoint_parser("toy", "split").parse_args(argv), ToyTask, split
-    )
-
-
-def test_load_evaluation_defaults(cfg):
-    task, path, folder = evaluation(cfg)
-    assert path == output(cfg) / "net-best.model"
-    assert folder == cfg.parent / "out/toy.cfg/toytest_test"
-    assert folder.is_dir()
-    assert task.config.TEST.BATCH_IMAGES == 1
-
-
-def test_load_evaluation_flags(cfg):
-    results = cfg.parent / "results"
-    flags = ("--ckpt", "x.model", "--bs", "7", "--split", "new", "--result-path", str(results))
-    task, path, folder = evaluation(cfg, *flags, "--set", "VAL.SHUFFLE=true", split="val")
-    assert (str(path), folder) == ("x.model", results)
-    assert (task.config.VAL.BATCH_IMAGES, task.config.VAL.SHUFFLE) == (7, False)
-    assert (task.config.DATASET.VAL_IMAGE_SET, task.config.DATASET.TEST_IMAGE_SET) == ("new", "toytest")
-    with pytest.raises(ConfigError, match=r"--set VAL.BATCH_IMAGES=0|VAL.BATCH_IMAGES: 0"):
-        evaluation(cfg, "--bs", "0", split="val")

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from common.distributed import signals as interrupt
-from common.distributed.signals import GracefulShutdown, InterruptibleLoader, Stopped
+from common.distributed.signals import GracefulShutdown, InterruptibleLoader
+from common.errors import Stopped
 
 
 def send(number):
