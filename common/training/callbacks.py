@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
 from common.config.schema import ExperimentConfig
 from common.distributed import process_group as distributed
+from common.progress import Progress
 from common.training import checkpoint
 from common.training.step_monitor import PhaseTimes
 
@@ -159,38 +155,29 @@ class ProgressBar(Callback):
     """Shows a bar over the batches of each epoch, on a terminal only."""
 
     def __init__(self) -> None:
-        self._enabled = distributed.is_main() and sys.stderr.isatty()
-        self._bar: tqdm[Any] | None = None
-        self._redirect: AbstractContextManager[None] | None = None
-
-    def on_train_start(self, trainer: Trainer) -> None:
-        if self._enabled:
-            self._redirect = logging_redirect_tqdm()
-            self._redirect.__enter__()
+        self._progress: Progress | None = None
 
     def on_epoch_start(self, trainer: Trainer) -> None:
-        if self._enabled:
-            state = trainer.state
-            self._bar = tqdm(
-                total=state.batches_per_epoch,
-                initial=state.batch,
-                desc=f"Epoch {state.epoch}",
-                leave=False,
-            )
+        state = trainer.state
+        self._progress = Progress(
+            state.batches_per_epoch,
+            f"Epoch {state.epoch}",
+            "batch",
+            initial=state.batch,
+            log=False,  # the log has the lines of Speedometer
+            disable=not distributed.is_main(),
+        )
 
     def on_batch_end(self, trainer: Trainer) -> None:
-        if self._bar is not None:
-            self._bar.update()
+        if self._progress is not None:
+            self._progress.update()
 
     def on_epoch_end(self, trainer: Trainer) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        if self._progress is not None:
+            self._progress.close()
 
     def on_train_end(self, trainer: Trainer) -> None:
         self.on_epoch_end(trainer)
-        if self._redirect is not None:
-            self._redirect.__exit__(None, None, None)
 
 
 class ValidationMonitor(Callback):
