@@ -30,7 +30,7 @@ from benchmarks.report import Row, machine, publish
 from common.cli.run import run
 from common.config.schema import load_config
 from common.data.loader import batches_of
-from common.data.regions.json_format import COLUMNS
+from common.data.regions.json_format import NUM_CLASSES
 from common.data.regions.packed_format import PackedHeader, PackedWriter
 from common.data.regions.types import Regions
 from common.data.storage.line_index import LineIndex
@@ -87,14 +87,16 @@ def write_regions(path: Path, rng: np.random.Generator) -> None:
         for picture in range(PICTURES):
             count = int(rng.integers(10, 101))
             corners = np.sort(rng.uniform(0, 480, (count, 2, 2)), axis=1).reshape(count, 4)
-            scores = rng.exponential(1, (count, COLUMNS)) ** 4
+            scores = rng.exponential(1, (count, NUM_CLASSES)) ** 4
             parts = (
                 corners,
                 rng.exponential(0.5, (count, FEATURE_DIM)),
                 scores / scores.sum(1, keepdims=True),
             )
             boxes, features, classes = (torch.from_numpy(part).float() for part in parts)
-            writer.add(f"{picture:08d}", Regions(boxes, features, None, (640, 480), classes))
+            writer.add(
+                f"{picture:08d}", Regions(boxes, features, class_scores=classes, image_size=(640, 480))
+            )
         writer.finish(0)
 
 

@@ -1,7 +1,4 @@
-"""What an output was begun with: a run that continues it has to say the same.
-
-Arguments are known by their flags; what a flag stands for is a short text, of a file its content.
-"""
+"""Fingerprints of the arguments that an output depends on, so that only the same command can continue it."""
 
 from __future__ import annotations
 
@@ -11,14 +8,14 @@ from pathlib import Path
 
 from common.errors import UsageError
 
-_LARGEST_READ = 2**32  # bytes
+_MAX_HASHED_BYTES = 2**32
 
 
 def fingerprint(source: str | bytes | Path) -> str:
     """Returns a short text that changes with the content of a file or of bytes.
 
-    Folders and places in archives, which may grow, stand for themselves, and so does what is not there; of a file of
-    more than 4 GiB size and time are taken.
+    Of a file of more than 4 GiB, size and modification time are used. Folders and locations in archives, which may
+    grow, and missing files are represented by their path.
     """
     if isinstance(source, bytes):
         return blake2b(source, digest_size=8).hexdigest()
@@ -26,31 +23,32 @@ def fingerprint(source: str | bytes | Path) -> str:
     if not path.is_file():
         return str(path.resolve())
     status = path.stat()
-    if status.st_size > _LARGEST_READ:
+    if status.st_size > _MAX_HASHED_BYTES:
         return f"{status.st_size} bytes of {status.st_mtime_ns}"
-    result = blake2b(digest_size=8)
+    digest = blake2b(digest_size=8)
     with path.open("rb") as file:
-        while part := file.read(2**22):
-            result.update(part)
-    return result.hexdigest()
+        while chunk := file.read(2**22):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def check_same_arguments(
-    out: Path, begun: Mapping[str, str], now: Mapping[str, str], free: Sequence[str] = ()
+    out: Path, saved: Mapping[str, str], current: Mapping[str, str], ignore: Sequence[str] = ()
 ) -> None:
-    """Checks that a run continues what it would have begun.
+    """Checks that a run has the arguments of the run that it continues.
 
     Args:
-        out: what was begun.
-        begun: its arguments.
-        now: those of the run.
-        free: flags that may differ.
+        out: the output.
+        saved: arguments of the earlier run, by flag.
+        current: arguments of this run.
+        ignore: flags that may differ.
 
     Raises:
-        UsageError: others differ.
+        UsageError: other flags differ.
     """
-    flags = dict.fromkeys([*begun, *now])
-    if changed := [flag for flag in flags if begun.get(flag) != now.get(flag) and flag not in free]:
+    flags = dict.fromkeys([*saved, *current])
+    changed = [flag for flag in flags if saved.get(flag) != current.get(flag) and flag not in ignore]
+    if changed:
         raise UsageError(
-            f"--out {out}: was begun with other arguments: {', '.join(changed)}; give the same or another --out"
+            f"--out {out}: was started with other arguments: {', '.join(changed)}; use the same or another --out"
         )

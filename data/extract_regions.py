@@ -119,8 +119,6 @@ def _arguments(args: argparse.Namespace, config: ExperimentConfig | None) -> dic
     result = {flag: fingerprint(args.weights or args.ckpt)}
     if config is not None:
         result["--cfg"] = fingerprint(config.model_dump_json(include={"NETWORK", "SCALES"}).encode())
-    if device_of(args.device).type != "cpu":  # there each picture is computed alone
-        result["--batch-size"] = str(args.batch_size)
     return result | box_arguments(args) | {"--classes": str(args.classes), "--names": args.names}
 
 
@@ -141,10 +139,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     devices = _devices(args, len(pictures))
     torch.set_num_threads(1)  # last bits depend on it
     # What is wrong with a network is said before anything else is, or is written.
-    width = recipe.extractor(torch.device("cpu")).feature_dim
-    if recipe.finder is not None:
-        recipe.finder(torch.device("cpu"))
-    if recipe.finder is announced_grid:
+    width = recipe.build_extractor(torch.device("cpu")).feature_dim
+    if recipe.build_detector is not None:
+        recipe.build_detector(torch.device("cpu"))
+    if recipe.build_detector is announced_grid:
         announce_grid()
     work = Extraction(
         pictures,
@@ -153,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         devices,
         args.batch_size,
         skip_bad=args.on_bad == "skip",
-        place=args.images,
+        root=args.images,
         arguments=_arguments(args, config),
     )
     packed = is_packed(args.out)

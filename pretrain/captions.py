@@ -24,9 +24,9 @@ from common.data.masking import mask_regions, subtract_masked_regions, truncated
 from common.data.regions.reader import (
     RegionFiles,
     parent_location,
-    plain_path,
-    plain_region_path,
     prepend_image_box,
+    unpacked_path,
+    unpacked_region_path,
 )
 from common.data.regions.types import Regions
 from common.data.samplers import ItemKey
@@ -156,10 +156,10 @@ class PictureDataset(PretrainDataset):
         count = len(found.boxes)
         if not self._network.WITH_MVRC_LOSS:
             return torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
-        assert found.classes is not None
-        if count and found.classes.shape[1] != self.num_classes:
+        assert found.class_scores is not None
+        if count and found.class_scores.shape[1] != self.num_classes:
             raise DataError(
-                f"{record.regions or record.image}: its regions have {found.classes.shape[1]} class scores; "
+                f"{record.regions or record.image}: its regions have {found.class_scores.shape[1]} class scores; "
                 f"NETWORK.VLBERT.visual_region_classes is {self.num_classes}"
             )
         hidden, labelled = mask_regions(count, rng)
@@ -167,7 +167,7 @@ class PictureDataset(PretrainDataset):
 
     def _picture(self, record: Captioned, found: Regions, flipped: bool) -> PreparedImage:
         """Reads the picture, or places it by the size that its regions refer to."""
-        if not self.reads_pixels and found.size is None:
+        if not self.reads_pixels and found.image_size is None:
             raise DataError(f"{record.regions}: has no image_w and image_h")
         picture = read_image(
             self._store,
@@ -175,12 +175,12 @@ class PictureDataset(PretrainDataset):
             self._scales,
             flipped=flipped,
             decode=self.reads_pixels,
-            original=None if self.reads_pixels else found.size,
+            original=None if self.reads_pixels else found.image_size,
         )
-        if found.size not in (None, picture.original):
+        if found.image_size not in (None, picture.original):
             raise DataError(
                 f"{record.image}: has {picture.original} pixels (width, height), but its regions are of a picture "
-                f"of {found.size}; make them again, or leave such records out by DATASET.ON_BAD_DATA: skip"
+                f"of {found.image_size}; make them again, or leave such records out by DATASET.ON_BAD_DATA: skip"
             )
         return picture
 
@@ -198,8 +198,8 @@ class PictureDataset(PretrainDataset):
         """Returns the class scores (r, C) of the chosen regions."""
         if not len(chosen):
             return torch.zeros(0, self.num_classes)
-        assert found.classes is not None
-        return found.classes[chosen]
+        assert found.class_scores is not None
+        return found.class_scores[chosen]
 
 
 def _not_one_text(value: Any) -> Any:
@@ -231,7 +231,7 @@ class CaptionDataset(PictureDataset):
             raise DataError(f"{self._records.path}: has one caption; NETWORK.WITH_REL_LOSS needs another one")
         if self.on_bad_data == "raise":
             record = self.captioned(0)
-            self._region_files.check(record.regions, classes=True)
+            self._region_files.check(record.regions, class_scores=True)
             if self.reads_pixels:
                 self._store.check(parent_location(record.image))
             self[ItemKey(0, 0)]  # what is wrong with every record shows now, not in the first validation
@@ -251,19 +251,19 @@ class CaptionDataset(PictureDataset):
         record = self._records[index]
         image, regions = record.image, record.frcnn
         if not self._data.ZIP_MODE:
-            image, regions = plain_path(image), plain_region_path(regions)
+            image, regions = unpacked_path(image), unpacked_region_path(regions)
         place = self._data.path
         return Captioned(record.image, place(image), " ".join(record.caption), place(regions))
 
     def regions(self, record: Captioned) -> Regions:
         """Reads a region file; the region comes first whose class, or background, is surest."""
-        found = self._region_files.read(record.regions, features=not self.reads_pixels, classes=True)
-        assert found.classes is not None
-        order = found.classes.amax(dim=1).argsort(descending=True, stable=True)
+        found = self._region_files.read(record.regions, features=not self.reads_pixels, class_scores=True)
+        assert found.class_scores is not None
+        order = found.class_scores.amax(dim=1).argsort(descending=True, stable=True)
         return found._replace(
             boxes=found.boxes[order],
             features=None if found.features is None else found.features[order],
-            classes=found.classes[order],
+            class_scores=found.class_scores[order],
         )
 
 
@@ -315,8 +315,6 @@ class CocoCaptionDataset(PictureDataset):
         corners, sides = np.hsplit(self._coco.boxes(image_id), 2)
         return Regions(
             boxes=torch.from_numpy(np.hstack([corners, corners + (sides - 1).clip(min=0)])).float(),
-            features=None,
-            image_feature=None,
-            size=self._coco.size(image_id),
-            classes=F.one_hot(torch.from_numpy(self._coco.classes(image_id)), len(CLASS_NAMES)).float(),
+            image_size=self._coco.size(image_id),
+            class_scores=F.one_hot(torch.from_numpy(self._coco.classes(image_id)), len(CLASS_NAMES)).float(),
         )

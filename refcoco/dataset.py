@@ -205,9 +205,9 @@ class RefCOCODataset(VisualLinguisticDataset[RefCOCOSample]):
         if self._regions is None:
             return torch.zeros(0, 4)
         found = self._regions.read(image_id, features=False)
-        if found.size not in (None, picture.original):
+        if found.image_size not in (None, picture.original):
             raise DataError(
-                f"the regions of image {image_id} are of a picture of {found.size}, but COCO says "
+                f"the regions of image {image_id} are of a picture of {found.image_size}, but COCO says "
                 f"{picture.original} (width, height)"
             )
         return found.boxes

@@ -17,7 +17,7 @@ if __package__ in (None, ""):  # run as a file: the folder above holds the packa
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.cli.run import run
-from common.data.regions.json_format import json_regions
+from common.data.regions.json_format import decode_regions
 from common.data.regions.packed_format import PackedHeader, PackedWriter, packed_file
 from common.data.regions.reader import source_name
 from common.data.storage.store import Store, files_in
@@ -88,7 +88,8 @@ def _add_all(writer: PackedWriter, files: Mapping[str, str], header: PackedHeade
         try:
             record = store.json(path)
             writer.add(
-                key, json_regions(record, path, header.feature_dim, features=True, classes=header.classes)
+                key,
+                decode_regions(record, path, header.feature_dim, features=True, class_scores=header.classes),
             )
         except (DataError, ValueError) as error:
             message = str(error) if isinstance(error, DataError) else f"{path}: {error}"

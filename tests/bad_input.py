@@ -140,7 +140,7 @@ CONFIGURATION = [
         "multipliers that overlap",
         train("TRAIN.LR_MULT=[[vlbert, 2.0], [encoder, 1.0]]"),
         USAGE,
-        "TRAIN.LR_MULT: the parameter vlbert.* fits both",
+        "TRAIN.LR_MULT: the parameter vlbert.* matches both",
     ),
 ]
 

@@ -20,7 +20,8 @@ from common.cli.predict import PredictionView, predict_main, predict_parser, rea
 from common.cli.run import run
 from common.data.images import ImageSource
 from common.data.instance_masks import check_polygons
-from common.data.regions.sources import GivenBoxes, boxes_of
+from common.data.regions.sources import parse_boxes
+from common.data.regions.types import Regions
 from common.data.storage.store import Store, parse_model
 from common.errors import DataError, UsageError
 from common.inference.grid import BoxSource
@@ -67,7 +68,7 @@ def words_of(text: str) -> list[str | list[int]]:
     ]
 
 
-def read_metadata(path: str | Path) -> tuple[GivenBoxes, Polygons]:
+def read_metadata(path: str | Path) -> tuple[Regions, Polygons]:
     """Reads the objects of a picture from its VCR metadata file: boxes and classes, and polygons.
 
     Raises:
@@ -76,9 +77,9 @@ def read_metadata(path: str | Path) -> tuple[GivenBoxes, Polygons]:
     found = parse_model(_Metadata, Store().read(str(path)), str(path))
     if not len(found.boxes) == len(found.segms) == len(found.names):
         raise DataError(f"{path}: boxes, segms and names must be equally many")
-    boxes = boxes_of({"boxes": [box[:4] for box in found.boxes], "classes": found.names}, str(path))
+    boxes = parse_boxes({"boxes": [box[:4] for box in found.boxes], "classes": found.names}, str(path))
     if found.width is not None and found.height is not None:
-        boxes = boxes._replace(size=(found.width, found.height))
+        boxes = boxes._replace(image_size=(found.width, found.height))
     return boxes, found.segms
 
 

@@ -23,10 +23,10 @@ from common.cli.box_flags import box_arguments, boxes_from_flags, check_box_flag
 from common.cli.predict import add_model_flags, load_from_flags
 from common.cli.run import parser, run
 from common.data.images import open_image
-from common.data.regions.sources import BoxFile
+from common.data.regions.sources import RegionSource
 from common.data.storage.store import Store
 from common.errors import DataError, UsageError
-from common.extraction.job import leave_out, list_images
+from common.extraction.job import list_images, skip_or_raise
 from common.files import ensure_writable_dir, writing
 from common.inference.predictor import TrainedModel
 from common.progress import track
@@ -110,7 +110,7 @@ class Made:
 def write_all(
     model: TrainedModel[Any],
     asked: Mapping[str, Asked],
-    boxes: BoxFile | None,
+    boxes: RegionSource | None,
     folder: Path,
     made: Made,
     *,
@@ -123,7 +123,7 @@ def write_all(
         try:
             record = model.encode(one.path, one.text, boxes, attention=True).maps()
         except DataError as error:
-            leave_out(str(error), allowed=skip_bad)
+            skip_or_raise(str(error), skip=skip_bad)
             left_out += 1
             continue
         path = record.save((folder / name).parent)

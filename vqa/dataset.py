@@ -183,9 +183,9 @@ class VQADataset(VisualLinguisticDataset[VQASample]):
 
     def _boxes(self, found: Regions, picture: PreparedImage) -> tuple[Tensor, Tensor | None]:
         """Returns boxes (n, 4) in original pixels, the whole image first, and their features (n, F) if any."""
-        if found.size not in (None, picture.original):
+        if found.image_size not in (None, picture.original):
             raise DataError(
-                f"its region file is for a picture of {found.size} pixels (width, height), but the picture "
+                f"its region file is for a picture of {found.image_size} pixels (width, height), but the picture "
                 f"has {picture.original}"
             )
         return prepend_image_box(found, picture, add=self._data.ADD_IMAGE_AS_A_BOX)

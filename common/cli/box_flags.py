@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import torch
 
-from common.data.regions.sources import BoxFile
+from common.data.regions.sources import RegionSource
 from common.data.regions.types import Detector
 from common.errors import UsageError
 from common.extraction.detector import TorchvisionDetector
@@ -56,14 +56,14 @@ def check_box_flags(args: argparse.Namespace) -> None:
         raise UsageError(f"--max-boxes: {args.max_boxes}: must be at least 1")
 
 
-def boxes_from_flags(args: argparse.Namespace, pictures: int) -> BoxFile | None:
+def boxes_from_flags(args: argparse.Namespace, pictures: int) -> RegionSource | None:
     """Opens the file of `--boxes` for a number of pictures; None without one.
 
     Raises:
         UsageError: it holds the boxes of one picture, and there are more.
-        DataError: see `BoxFile`.
+        DataError: see `RegionSource`.
     """
-    boxes = BoxFile(args.boxes) if args.boxes else None
+    boxes = RegionSource(args.boxes) if args.boxes else None
     if boxes is not None and boxes.is_single_image and pictures > 1:
         raise UsageError(
             f"--boxes {args.boxes}: holds the boxes of one picture; for several, give a folder of such files or a "

@@ -1,4 +1,4 @@
-"""Regions that a detector of torchvision finds, with weights from a file."""
+"""Torchvision detectors with weights from a file."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from common.data.coco import CLASS_OF_CATEGORY
 from common.data.images import clip_boxes
-from common.data.regions.types import FoundRegions
+from common.data.regions.types import Regions
 from common.errors import DataError, UsageError, did_you_mean
-from common.extraction.batching import computed_together
 from common.models.official_names import OfficialNames
 from common.models.pretrained import load_state, read_weights, weights_of
 
-# Their published weights were trained with a batch norm without epsilon.
+# The published weights of these models were trained with frozen batch norm without epsilon.
 _WITHOUT_EPSILON = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn")
 
 
@@ -28,27 +26,24 @@ _COUNTER = "num_batches_tracked"
 
 
 def detector_names() -> list[str]:
-    """Returns the names of torchvision's detectors of COCO's objects."""
+    """Returns the names of torchvision's detectors of COCO objects."""
     from torchvision.models import detection, list_models
 
     return [name for name in list_models(module=detection) if name not in _NOT_OF_COCO_OBJECTS]
 
 
 class TorchvisionDetector:
-    """Finds the objects of COCO; a `Detector`. Nothing is downloaded.
+    """Detects COCO objects; a `Detector`. Nothing is downloaded.
 
     Args:
-        name: of the model in torchvision, see `detector_names`.
-        weights_file: its weights for the 91 labels of COCO, as torchvision offers them or its training writes them.
-        device: where it computes.
-        score_threshold: least confidence of a region, 0 to 1.
-        max_boxes: most regions of a picture, the surest first.
-
-    Attributes:
-        score_threshold: as given.
+        name: name of the torchvision model, see `detector_names`.
+        weights_file: weights for the 91 COCO labels, as published by torchvision or written by its training script.
+        device: device of the model.
+        score_threshold: minimum confidence of a region, 0 to 1.
+        max_boxes: maximum number of regions per image; the most confident ones are kept.
 
     Raises:
-        UsageError: there is no such detector.
+        UsageError: the detector is unknown.
         CheckpointError: the file cannot be read, or holds another model.
     """
 
@@ -75,7 +70,7 @@ class TorchvisionDetector:
         source = str(weights_file)
         content = read_weights(weights_file, "--detector-weights")
         weights = weights_of(content.get("model", content), source)
-        # A frozen batch norm counts nothing.
+        # Frozen batch norm has no counters.
         counters = {key: value for key, value in model.state_dict().items() if key.endswith(_COUNTER)}
         frozen = not any(key.endswith(_COUNTER) for key in weights)
         load_state(model, {**counters, **weights}, OfficialNames(), source)
@@ -88,40 +83,32 @@ class TorchvisionDetector:
         self.score_threshold = score_threshold
         self._classes = torch.tensor([CLASS_OF_CATEGORY.get(label, 0) for label in range(91)])
 
-    def __call__(self, images: list[Image.Image]) -> list[FoundRegions]:
-        """Returns the regions of RGB pictures.
+    def __call__(self, images: list[Image.Image]) -> list[Regions]:
+        """Returns the regions of RGB images, one image at a time: padding to a batch would change the last bits.
 
         Raises:
-            DataError: a picture is so narrow that nothing of it is left at the detector's scale.
+            DataError: an image is so narrow that its short side vanishes at the scale of the detector.
         """
+        # Imported here: torchvision takes two seconds and 90 MB of every process.
+        from torchvision.transforms.functional import pil_to_tensor
+
+        detections = []
+        transform = self._model.transform
         for image in images:
-            self._check(image)
-        found: dict[int, FoundRegions] = {}
-        for members in computed_together((image.size for image in images), self._device):
-            batch = [_as_tensor(images[place]).to(self._device) for place in members]
+            if transform.fixed_size is None and min(image.size) * transform.max_size < max(image.size):
+                raise DataError(
+                    f"an image of {image.width} x {image.height} pixels is too narrow for this detector, which scales "
+                    f"the long side to {transform.max_size}; provide its boxes"
+                )
             with torch.inference_mode():
-                results = self._model(batch)
-            for place, result in zip(members, results, strict=True):
-                found[place] = self._regions(result, images[place].size)
-        return [found[place] for place in range(len(images))]
-
-    def _check(self, image: Image.Image) -> None:
-        scaled = self._model.transform
-        if scaled.fixed_size is None and min(image.size) * scaled.max_size < max(image.size):
-            raise DataError(
-                f"a picture of {image.width} x {image.height} pixels is too narrow for this detector, which scales the "
-                f"long side to {scaled.max_size}; give its boxes"
+                (result,) = self._model([pil_to_tensor(image).to(self._device).float() / 255])
+            scores, order = result["scores"].float().cpu().sort(descending=True, stable=True)
+            detections.append(
+                Regions(
+                    clip_boxes(result["boxes"].float().cpu()[order], *image.size),
+                    class_ids=self._classes[result["labels"].cpu()[order]],
+                    scores=scores,
+                    image_size=image.size,
+                )
             )
-
-    def _regions(self, result: dict[str, Tensor], size: tuple[int, int]) -> FoundRegions:
-        scores, order = result["scores"].float().cpu().sort(descending=True, stable=True)
-        boxes, labels = result["boxes"].float().cpu()[order], result["labels"].cpu()[order]
-        return FoundRegions(clip_boxes(boxes, *size), self._classes[labels], scores)
-
-
-def _as_tensor(image: Image.Image) -> Tensor:
-    """(3, h, w) float32 R, G, B, 0 to 1."""
-    from torchvision.transforms.functional import pil_to_tensor
-
-    pixels: Tensor = pil_to_tensor(image)
-    return pixels.float() / 255
+        return detections

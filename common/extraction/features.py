@@ -1,6 +1,6 @@
-"""Features of boxes in any picture, from the region branch of a model: what region files hold.
+"""Region features of any image, from the region branch of a model: the features in region files.
 
-Letters: n boxes of a picture, K of all, F feature width.
+Shapes: n boxes of an image, F feature width.
 """
 
 from __future__ import annotations
@@ -8,53 +8,38 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from common.batch import Lengths
 from common.config.schema import ExperimentConfig
-from common.data.images import prepare_image, resize_boxes, target_size
+from common.data.images import prepare_image, resize_boxes
 from common.errors import CheckpointError, ConfigError
-from common.extraction.batching import computed_together
 from common.models.fast_rcnn import FastRCNN
 from common.models.official_names import OfficialNames, strip_wrapper
 from common.models.pretrained import Weights, load_image_backbone, load_state, read_weights, some, weights_of
 from common.models.resnet import STAGE_BLOCKS
 
 SCALES = (600, 1000)
-"""Short and longest side of a resized picture in the published configurations of pre-training and VQA."""
+"""Short side and maximum long side of a resized image in the published configurations of pre-training and VQA."""
 
 
 PIXEL_MEANS = (102.9801, 115.9465, 122.7717)
-"""Of B, G, R in the published configurations."""
+"""Means of B, G, R in the published configurations."""
 
 
 _BRANCH = "image_feature_extractor."
 
 
-class PooledFeatures(NamedTuple):
-    """What the network sees in a picture; on the CPU, float32.
-
-    Attributes:
-        regions: (n, F) features of its boxes.
-        whole: (F,) feature of the box around the whole picture.
-    """
-
-    regions: Tensor
-    whole: Tensor
-
-
 class RegionExtractor:
-    """Computes the features that `FastRCNN` pools, before it adds the place of a box.
+    """Computes the region features that `FastRCNN` pools, before it adds the coordinate embedding.
 
     Args:
-        branch: the network, with weights.
-        device: where it computes.
-        scales: length of the short side of a resized picture, and limit of the long one.
+        branch: region branch, with weights.
+        device: device of the branch.
+        scales: short side of a resized image, and maximum of the long side.
 
     Attributes:
         feature_dim: F.
@@ -72,16 +57,16 @@ class RegionExtractor:
     def from_resnet_file(
         cls, path: str | Path, device: torch.device | str = "cpu", config: ExperimentConfig | None = None
     ) -> Self:
-        """Takes a ResNet in torchvision's naming, such as `resnet101-pt-vgbua-0000.model`.
+        """Builds the extractor from ResNet weights with torchvision's names, such as `resnet101-pt-vgbua-0000.model`.
 
         Args:
             path: the file.
-            device: where to compute.
-            config: its NETWORK and SCALES describe the network; by default depth and width are those of the file,
-                and the rest that of the published configurations of pre-training.
+            device: device of the branch.
+            config: NETWORK and SCALES describe the branch. By default, depth and width are those of the file and the
+                rest is as in the published pre-training configurations.
 
         Raises:
-            CheckpointError: the file cannot be read, or is not a ResNet or another than `config` describes.
+            CheckpointError: the file cannot be read, or holds no ResNet or another one than configured.
         """
         weights = weights_of(read_weights(path), str(path))
         if config is not None:
@@ -98,19 +83,19 @@ class RegionExtractor:
     def from_checkpoint(
         cls, config: ExperimentConfig, path: str | Path, device: torch.device | str = "cpu"
     ) -> Self:
-        """Takes the region branch of a VL-BERT checkpoint.
+        """Builds the extractor from the region branch of a VL-BERT checkpoint.
 
         Args:
-            config: of the experiment that wrote it.
+            config: configuration of the run that wrote it.
             path: the checkpoint.
-            device: where to compute.
+            device: device of the branch.
 
         Raises:
             ConfigError: the model has no region branch.
-            CheckpointError: the file cannot be read, or does not hold the branch.
+            CheckpointError: the file cannot be read, or has no region branch.
         """
         branch = _branch_of(config)
-        # What is behind the pooled feature does not belong to it.
+        # The extractor stops at the pooled feature.
         branch.obj_downsample, branch.object_embed = nn.Sequential(), None
         weights = {
             strip_wrapper(name): value for name, value in weights_of(read_weights(path), str(path)).items()
@@ -125,58 +110,50 @@ class RegionExtractor:
         }
         if not pooling:
             raise CheckpointError(
-                f"{path}: has no {_BRANCH}backbone, it is no model that reads pixels ({some(list(weights))})"
+                f"{path}: has no {_BRANCH}backbone: its model does not read pixels ({some(list(weights))})"
             )
         load_state(branch, pooling, OfficialNames(), str(path))
         return cls(branch, device, config.SCALES)
 
-    def __call__(self, images: Sequence[Image.Image], boxes: Sequence[Tensor]) -> list[PooledFeatures]:
-        """Returns the features of every picture.
+    def __call__(self, images: Sequence[Image.Image], boxes: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Computes features, one image at a time, so that they do not depend on other images.
 
         Args:
             images: RGB.
-            boxes: (n, 4) x1, y1, x2, y2 of each, in its pixels.
-        """
-        found: dict[int, PooledFeatures] = {}
-        sizes = (target_size(*image.size, self._scales) for image in images)
-        for members in computed_together(sizes, self._device):
-            pooled = self._pooled([images[place] for place in members], [boxes[place] for place in members])
-            found.update(zip(members, pooled, strict=True))
-        return [found[place] for place in range(len(images))]
+            boxes: (n, 4) x1, y1, x2, y2 of each image, in its pixels.
 
-    def _pooled(self, images: Sequence[Image.Image], boxes: Sequence[Tensor]) -> list[PooledFeatures]:
-        """As `__call__`, for pictures of one size."""
-        pictures = [prepare_image(image, image.size, self._scales) for image in images]
-        placed = [
-            resize_boxes(torch.cat([own.new_tensor([picture.whole]), own]), picture.im_info, flipped=False)
-            for picture, own in zip(pictures, boxes, strict=True)
-        ]
-        lengths = Lengths.of([len(rows) for rows in placed], self._device)
-        with torch.inference_mode():
-            raw = self._branch.pool(
-                torch.stack([picture.pixels for picture in pictures if picture.pixels is not None]).to(
-                    self._device
-                ),
-                torch.stack([picture.im_info[:2] for picture in pictures]).to(self._device),
-                torch.cat(placed).to(self._device),
-                lengths.rows(),
-            )
-        parts = torch.split(raw.float().cpu(), list(lengths.sizes))
-        # Parts of one tensor would keep all of it in memory.
-        return [PooledFeatures(part[1:].clone(), part[0].clone()) for part in parts]
+        Returns:
+            For each image (n, F) features of its boxes and the (F,) feature of the whole image; float32 on the CPU.
+        """
+        results = []
+        for image, image_boxes in zip(images, boxes, strict=True):
+            prepared = prepare_image(image, image.size, self._scales)
+            assert prepared.pixels is not None
+            all_boxes = torch.cat([image_boxes.new_tensor([prepared.whole]), image_boxes])
+            resized = resize_boxes(all_boxes, prepared.im_info, flipped=False)
+            with torch.inference_mode():
+                features = self._branch.pool(
+                    prepared.pixels[None].to(self._device),
+                    prepared.im_info[None, :2].to(self._device),
+                    resized.to(self._device),
+                    torch.zeros(len(resized), dtype=torch.int64, device=self._device),
+                )
+            features = features.float().cpu()
+            results.append((features[1:].clone(), features[0].clone()))
+        return results
 
 
 def _branch_of(config: ExperimentConfig) -> FastRCNN:
     if config.NETWORK.IMAGE_FEAT_PRECOMPUTED:
         raise ConfigError(
-            "NETWORK.IMAGE_FEAT_PRECOMPUTED: true: this model reads features and has no network that computes them; "
-            "name the yaml file of one that reads pixels"
+            "NETWORK.IMAGE_FEAT_PRECOMPUTED: true: this model reads precomputed features and has no region branch; "
+            "use the yaml file of a model that reads pixels"
         )
     return FastRCNN.from_config(config)
 
 
 def _shape_of(weights: Weights, source: str) -> tuple[int, int]:
-    """Returns depth and width of a ResNet, as its file shows them."""
+    """Infers depth and width of a ResNet from its weights."""
     names = {strip_wrapper(name).removeprefix("backbone."): value for name, value in weights.items()}
     blocks = tuple(
         len({name for name in names if re.fullmatch(rf"layer{stage}\.\d+\.conv1\.weight", name)})

@@ -1,7 +1,7 @@
-"""Region files for whole folders of pictures: found or given boxes, their features, as json or packed.
+"""Region files for folders of images: detected or given boxes and their features, as json or packed.
 
-What is computed of a picture depends on nothing else, on any number of processes: a run that was stopped and started
-again ends with the bytes of one that was not.
+The result of an image depends on nothing else, on any number of processes. An interrupted run that is started again
+ends with the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -16,245 +16,230 @@ from typing import NamedTuple, TypeAlias
 import orjson
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from common.data.coco import CLASS_NAMES
 from common.data.images import upright_rgb
-from common.data.regions.json_format import region_record
+from common.data.regions.json_format import encode_regions
 from common.data.regions.packed_format import PackedHeader, pack_record, packed_file
-from common.data.regions.sources import BoxFile, GivenBoxes, number_of
-from common.data.regions.types import Detector, FoundRegions, Regions, look
+from common.data.regions.sources import RegionSource, clip_to_image, number_of
+from common.data.regions.types import Detector, Regions, detect_each
 from common.data.storage.store import Store, files_in
 from common.errors import DataError, UsageError
 from common.extraction.features import RegionExtractor
-from common.extraction.resume import CONTINUES, continued
+from common.extraction.resume import RESUME_HINT, resumable_folder
 from common.extraction.workers import results_in_order
 from common.files import replace_file, writing
 from common.progress import track
 
 logger = logging.getLogger(__name__)
 
-
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def list_images(place: str, *, by_number: bool = False) -> dict[str, str]:
-    """Returns the path of every picture below a place by the name that its own output gets.
+def list_images(root: str, *, by_number: bool = False) -> dict[str, str]:
+    """Returns the paths of all images below a root, by the names of their region files.
 
     Args:
-        place: folder, archive, or place in an archive (`x.zip@/inner`); see `files_in`.
-        by_number: the name is the number that the file name ends in, without leading zeros; else the path below the
-            place, with / between its parts and without its ending.
+        root: folder, archive, or location in an archive (`x.zip@/inner`); see `files_in`.
+        by_number: name region files after the number at the end of the file name, without leading zeros. Otherwise
+            after the path below the root, with / between its parts and without suffix.
 
     Raises:
-        DataError: the place is missing or has no picture, a file name has no number, or two have the same name.
+        DataError: the root is missing or has no images, a file name has no number, or two images get the same name.
     """
-    place = f"{place}@/" if place.endswith(".zip") else place
-    Store([place])
-    found: dict[str, str] = {}
-    for name, path in files_in(place, IMAGE_SUFFIXES):
+    root = f"{root}@/" if root.endswith(".zip") else root
+    Store([root])
+    images: dict[str, str] = {}
+    for name, path in files_in(root, IMAGE_SUFFIXES):
         number = number_of(name) if by_number else None
         if by_number and number is None:
-            raise DataError(f"{path}: its name does not end in a number, as --names number needs it")
+            raise DataError(f"{path}: its name does not end in a number, which --names number needs")
         key = str(PurePosixPath(name).with_suffix("")) if number is None else str(number)
-        if key in found:
-            raise DataError(f"{path} and {found[key]} would both be {key} in the output; rename one")
-        found[key] = path
-    if not found:
-        raise DataError(f"{place}: has no pictures; expected files {', '.join(IMAGE_SUFFIXES)}")
-    return found
+        if key in images:
+            raise DataError(f"{path} and {images[key]} would both be {key} in the output; rename one")
+        images[key] = path
+    if not images:
+        raise DataError(f"{root}: has no images; expected files {', '.join(IMAGE_SUFFIXES)}")
+    return images
 
 
-class Task(NamedTuple):
-    """A picture to work on.
+class Item(NamedTuple):
+    """An image to process.
 
     Attributes:
         key: name of its region file.
-        path: its own.
-        given: its boxes; a message where they cannot be used; None where a finder looks for them.
-        wanted: whether its result is; else it is only company.
+        path: path of the image.
+        regions: given regions; None to detect them.
+        error: why the given regions cannot be used; empty if they can.
     """
 
     key: str
     path: str
-    given: GivenBoxes | str | None
-    wanted: bool = True
+    regions: Regions | None = None
+    error: str = ""
 
 
 class Result(NamedTuple):
-    """What became of a picture: a record for the output, or a message that says why there is none."""
+    """The record of an image for the output, or the reason why there is none."""
 
     key: str
     record: bytes
-    problem: str = ""
+    error: str = ""
 
 
-def class_scores(found: FoundRegions) -> Tensor:
-    """Returns (n, 81) float32, a distribution for every region: column 0 is the background.
-
-    A detector tells the score of the best class alone; the rest goes to the background.
-    """
-    scores = F.one_hot(found.classes, len(CLASS_NAMES)).float() * found.scores[:, None]
-    scores[:, 0] = 1 - scores[:, 1:].sum(dim=1)
-    return scores
-
-
-Recorder: TypeAlias = Callable[[str, Regions], bytes]
-"""Makes the record of a picture of this name, in the process that computes it; a ValueError says why it cannot."""
+Encoder: TypeAlias = Callable[[str, Regions], bytes]
+"""Encodes the regions of the image with this key, in the process that computes them. Raises ValueError if it cannot."""
 
 
 def write_json(folder: Path, key: str, regions: Regions) -> bytes:
-    """Writes the region file of a picture, which appears whole; there is no more to record."""
-    name: int | str = int(key) if key.isdecimal() and int(key) < 2**63 else key  # json of orjson ends there
-    data = orjson.dumps(region_record(name, regions))
+    """Writes the region file of an image atomically. Returns an empty record: there is nothing left to write."""
+    image_id: int | str = int(key) if key.isdecimal() and int(key) < 2**63 else key  # the limit of orjson
+    data = orjson.dumps(encode_regions(image_id, regions))
     path = folder / f"{key}.json"
-    with writing(path, CONTINUES):
+    with writing(path, RESUME_HINT):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, lambda temporary: temporary.write_bytes(data))
     return b""
 
 
 def pack(dtype: str, key: str, regions: Regions) -> bytes:
-    """Returns the record of a picture in a packed file; numbers that are too large are a ValueError."""
+    """Returns the record of an image in a packed file; raises ValueError if a number overflows `dtype`."""
     return pack_record(key, regions, getattr(torch, dtype))
 
 
 def is_packed(out: Path) -> bool:
-    """Tells whether a name is that of a packed file, not of a folder."""
+    """Returns whether `--out` names a packed file, not a folder."""
     return out.suffix in (".packed", ".regions") and not out.is_dir()
+
+
+def class_distribution(class_ids: Tensor, scores: Tensor) -> Tensor:
+    """Returns (n, 81) float32 class scores from the score of the best class; the background gets the rest."""
+    distribution = F.one_hot(class_ids, len(CLASS_NAMES)).float() * scores[:, None]
+    distribution[:, 0] = 1 - distribution[:, 1:].sum(dim=1)
+    return distribution
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a process needs to work on pictures; it can be sent to another one.
+    """What a worker process needs to build its models. Can be pickled.
 
     Attributes:
-        extractor: makes the network of the features on a device.
-        finder: makes what finds boxes on a device; None where all are given.
-        classes: whether region files have class scores.
+        build_extractor: builds the feature extractor on a device.
+        build_detector: builds the detector on a device; None if all regions are given.
+        class_scores: whether region files have class scores.
     """
 
-    extractor: Callable[[torch.device], RegionExtractor]
-    finder: Callable[[torch.device], Detector] | None
-    classes: bool
+    build_extractor: Callable[[torch.device], RegionExtractor]
+    build_detector: Callable[[torch.device], Detector] | None
+    class_scores: bool
 
 
 class Worker:
-    """Works on pictures on one device.
+    """Processes images on one device, one at a time, so that a result does not depend on other images."""
 
-    Args:
-        recipe: how.
-        record: makes the records.
-        device: where.
-    """
-
-    def __init__(self, recipe: Recipe, record: Recorder, device: torch.device) -> None:
-        self._record = record
-        self._classes = recipe.classes
-        self._extractor = recipe.extractor(device)
-        self._finder = None if recipe.finder is None else recipe.finder(device)
+    def __init__(self, recipe: Recipe, encode: Encoder, device: torch.device) -> None:
+        self._encode = encode
+        self._class_scores = recipe.class_scores
+        self._extractor = recipe.build_extractor(device)
+        self._detector = None if recipe.build_detector is None else recipe.build_detector(device)
         self._store = Store()
 
-    def __call__(self, tasks: Sequence[Task]) -> list[Result]:
-        """Returns a result for each picture that one is wanted of, in their order."""
-        problems: dict[str, str] = {}
-        opened: list[tuple[Task, Image.Image, FoundRegions | None]] = []
-        for task in tasks:
+    def __call__(self, items: Sequence[Item]) -> list[Result]:
+        results = []
+        for item in items:
             try:
-                opened.append((task, *self._open(task)))
+                results.append(Result(item.key, self._encode(item.key, self._compute(item))))
             except DataError as error:
-                problems[task.key] = str(error)
-        unknown = [(task.path, image) for task, image, given in opened if given is None]
-        looked = iter(look(self._finder, unknown) if self._finder is not None else ())
-        found = [(task, image, next(looked) if given is None else given) for task, image, given in opened]
-        problems |= {task.key: str(one) for task, _, one in found if isinstance(one, DataError)}
-        seen = [(task, image, one) for task, image, one in found if not isinstance(one, DataError)]
-        pooled = self._extractor([image for _, image, _ in seen], [one.boxes for _, _, one in seen])
-        results = {key: Result(key, b"", problem) for key, problem in problems.items()}
-        for (task, image, one), (features, whole) in zip(seen, pooled, strict=True):
-            if task.wanted:
-                scores = class_scores(one) if self._classes else None
-                results[task.key] = self._result(
-                    task, Regions(one.boxes, features, whole, image.size, scores)
-                )
-        return [results[task.key] for task in tasks if task.wanted]
+                results.append(Result(item.key, b"", str(error)))
+            except ValueError as error:
+                results.append(Result(item.key, b"", f"{item.path}: {error}"))
+        return results
 
-    def _open(self, task: Task) -> tuple[Image.Image, FoundRegions | None]:
-        if isinstance(task.given, str):
-            raise DataError(task.given)
-        image = self._store.picture(task.path, upright_rgb)
-        return image, None if task.given is None else task.given.on(image.size)
-
-    def _result(self, task: Task, regions: Regions) -> Result:
-        assert regions.features is not None
-        assert regions.image_feature is not None
-        if not (regions.features.isfinite().all() and regions.image_feature.isfinite().all()):
-            return Result(task.key, b"", f"{task.path}: its features are not finite; are the weights right?")
-        try:
-            return Result(task.key, self._record(task.key, regions))
-        except ValueError as error:
-            return Result(task.key, b"", f"{task.path}: {error}")
+    def _compute(self, item: Item) -> Regions:
+        """Returns the regions of an image, with features and, if enabled, class scores."""
+        if item.error:
+            raise DataError(item.error)
+        image = self._store.picture(item.path, upright_rgb)
+        if item.regions is not None:
+            regions = clip_to_image(item.regions, image.size)
+        else:
+            assert self._detector is not None
+            (detected,) = detect_each(self._detector, [(item.path, image)])
+            if isinstance(detected, DataError):
+                raise detected
+            regions = detected
+        ((features, image_feature),) = self._extractor([image], [regions.boxes])
+        if not (features.isfinite().all() and image_feature.isfinite().all()):
+            raise DataError(f"{item.path}: its features are not finite; check the weights")
+        class_scores = None
+        if self._class_scores:
+            assert regions.class_ids is not None
+            assert regions.scores is not None
+            class_scores = class_distribution(regions.class_ids, regions.scores)
+        return Regions(
+            regions.boxes, features, image_feature, class_scores=class_scores, image_size=image.size
+        )
 
 
-def leave_out(problem: str, *, allowed: bool) -> None:
-    """Says why a picture has no output, which stops a run unless it is allowed (`--on-bad skip`).
+def skip_or_raise(error: str, *, skip: bool) -> None:
+    """Logs why an image is skipped, or raises (`--on-bad`).
 
     Raises:
-        DataError: it is not.
+        DataError: skipping is off.
     """
-    if not allowed:
-        raise DataError(f"{problem} (--on-bad skip leaves such pictures out)")
-    logger.warning("left out: %s", problem)
+    if not skip:
+        raise DataError(f"{error} (--on-bad skip leaves such images out)")
+    logger.warning("skipped: %s", error)
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """Pictures that get region files.
+    """Computes region files of images.
 
     Attributes:
-        pictures: path of each by its name.
-        boxes: given boxes; None where they are looked for.
-        recipe: how to work on a picture.
-        devices: one process works on each.
-        batch_size: pictures that a process gets at once.
-        skip_bad: leave out what cannot be used.
-        place: of the pictures.
-        arguments: what results depend on, see `common.provenance`.
+        images: path of each image by the name of its region file.
+        boxes: given regions; None to detect them.
+        recipe: how to build the models.
+        devices: one process runs on each.
+        batch_size: images that a process gets at a time.
+        skip_bad: skip images that cannot be used.
+        root: root of the images.
+        arguments: what the results depend on, see `common.provenance`.
     """
 
-    pictures: Mapping[str, str]
-    boxes: BoxFile | None
+    images: Mapping[str, str]
+    boxes: RegionSource | None
     recipe: Recipe
     devices: Sequence[torch.device]
     batch_size: int
     skip_bad: bool = False
-    place: str = ""
+    root: str = ""
     arguments: Mapping[str, str] = field(default_factory=dict)
 
     def to_folder(self, folder: Path) -> int:
-        """Writes a json file for every picture that has none; returns how many pictures were left out.
+        """Writes a json file for every image that has none. Returns the number of skipped images.
 
         Raises:
-            UsageError: the folder was begun with other arguments, or another process writes into it.
-            DataError: a picture or its boxes cannot be used, or the folder cannot be written.
+            UsageError: the folder was started with other arguments, or another process is writing to it.
+            DataError: an image or its boxes cannot be used, or the folder cannot be written.
             UserError: a process was killed.
         """
-        with continued(folder, self.pictures, self.place, self.arguments) as done:
+        with resumable_folder(folder, self.images, self.root, self.arguments) as done:
             return self._run(partial(write_json, folder), done, lambda result: None)
 
     def to_packed_file(self, out: Path, dtype: str, feature_dim: int) -> int:
-        """Packs region files into `out`, which appears when it is complete; returns how many pictures were left out.
+        """Packs all region files into `out`, which appears when it is complete. Returns the number of skipped images.
 
-        It stands for a folder of its name without the ending.
+        Its source is called like the file, without suffix.
 
         Args:
             out: the file.
-            dtype: of features and class scores.
+            dtype: dtype of features and class scores.
             feature_dim: width of a feature.
 
         Raises:
-            UsageError: the file is there, was begun with other arguments, or another process writes it.
+            UsageError: the file exists, was started with other arguments, or another process is writing it.
             DataError: as in `to_folder`.
             UserError: a process was killed.
         """
@@ -262,50 +247,47 @@ class Extraction:
             {
                 "dtype": dtype,
                 "feature_dim": feature_dim,
-                "classes": self.recipe.classes,
+                "classes": self.recipe.class_scores,
                 "sources": (out.stem,),
                 "arguments": self.arguments,
             }
         )
         with packed_file(out, header) as writer:
-            if gone := writer.offsets.keys() - self.pictures.keys():
-                raise UsageError(f"{out}.partial holds {min(gone)}, which is no picture any more; remove it")
-            done = frozenset(writer.offsets)
-            left_out = self._run(
-                partial(pack, dtype), done, lambda result: writer.append(result.key, result.record)
+            if missing := writer.offsets.keys() - self.images.keys():
+                raise UsageError(
+                    f"{out}.partial holds {min(missing)}, which is no longer an image; remove it"
+                )
+            num_skipped = self._run(
+                partial(pack, dtype),
+                frozenset(writer.offsets),
+                lambda result: writer.append(result.key, result.record),
             )
             if not writer.offsets:
-                raise DataError(f"{out}: none of {len(self.pictures)} pictures can be used")
-            writer.finish(left_out)
-        return left_out
+                raise DataError(f"{out}: none of {len(self.images)} images can be used")
+            writer.finish(num_skipped)
+        return num_skipped
 
-    def _run(self, record: Recorder, done: Set[str], add: Callable[[Result], object]) -> int:
-        missing, size = [key for key in self.pictures if key not in done], self.batch_size
-        logger.info("%d pictures, %d of them are done already", len(self.pictures), len(done))
-        # On a GPU a batch is computed whole where a part is missing: in other company last bits may differ.
-        keys = missing if self.devices[0].type == "cpu" else list(self.pictures)
-        batches = [keys[start : start + size] for start in range(0, len(keys), size)]
-        work = (
-            [self._task(key)._replace(wanted=key not in done) for key in batch]
-            for batch in batches
-            if not done >= set(batch)
-        )
-        worked = results_in_order(work, partial(Worker, self.recipe, record), self.devices)
-        results: Iterator[Result] = (result for batch in worked for result in batch)
-        left_out = 0
+    def _run(self, encode: Encoder, done: Set[str], add: Callable[[Result], object]) -> int:
+        missing = [key for key in self.images if key not in done]
+        logger.info("%d images, %d of them done already", len(self.images), len(done))
+        starts = range(0, len(missing), self.batch_size)
+        chunks = ([self._item(key) for key in missing[start : start + self.batch_size]] for start in starts)
+        finished = results_in_order(chunks, partial(Worker, self.recipe, encode), self.devices)
+        results: Iterator[Result] = (result for chunk in finished for result in chunk)
+        num_skipped = 0
         for result in track(results, total=len(missing), unit="image"):
-            if result.problem:
-                leave_out(result.problem, allowed=self.skip_bad)
-                left_out += 1
+            if result.error:
+                skip_or_raise(result.error, skip=self.skip_bad)
+                num_skipped += 1
             else:
                 add(result)
-        return left_out
+        return num_skipped
 
-    def _task(self, key: str) -> Task:
-        path = self.pictures[key]
+    def _item(self, key: str) -> Item:
+        path = self.images[key]
         if self.boxes is None:
-            return Task(key, path, None)
+            return Item(key, path)
         try:
-            return Task(key, path, self.boxes.of(PurePosixPath(path).name, key))
+            return Item(key, path, self.boxes.read(PurePosixPath(path).name, key))
         except DataError as error:
-            return Task(key, path, str(error))
+            return Item(key, path, error=str(error))

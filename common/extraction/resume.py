@@ -1,8 +1,7 @@
-"""A folder of region files, one for every picture, which a run that was stopped continues."""
+"""Output folders of region files that an interrupted run can continue."""
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
+from filelock import FileLock, Timeout
 
 from common.data.storage.store import files_in, parse_json
 from common.errors import UsageError
@@ -18,72 +18,62 @@ from common.provenance import check_same_arguments
 
 logger = logging.getLogger(__name__)
 
-
-CONTINUES = "; once it can, the same command continues"
-
-
-ARGUMENTS = ".arguments"
-"""Name of the file that says what the others were made with: by the place of the pictures, see `common.provenance`."""
+RESUME_HINT = "; once it can, rerun the same command to resume"
+ARGUMENTS_FILE = ".arguments"
+"""Holds the arguments of all files in the folder, by the root of their images."""
+LOCK_FILE = ".lock"
 
 
 @contextmanager
-def continued(
-    folder: Path, names: Collection[str], place: str, arguments: Mapping[str, str]
+def resumable_folder(
+    folder: Path, names: Collection[str], root: str, arguments: Mapping[str, str]
 ) -> Iterator[set[str]]:
-    """Makes a folder where it is missing, and keeps others from writing it.
+    """Creates and locks a folder of region files, and checks that earlier files had the same arguments.
 
-    Pictures of several places may have their files in one folder, with boxes from different sources.
+    Images of several roots may share a folder, with boxes from different sources.
 
     Args:
-        folder: of the files, which may lie in folders below it.
-        names: of the pictures, `/` between the parts.
-        place: of the pictures.
-        arguments: what the files are made with, by flags.
+        folder: output folder; files may be in subfolders.
+        names: names of the images, with / between the parts.
+        root: root of the images.
+        arguments: arguments of the run, by flag.
 
     Yields:
-        The names of the pictures that are done.
+        Names of the images that are done.
 
     Raises:
-        UsageError: another process writes into the folder, or it was begun with other arguments.
-        DataError: the folder cannot be written.
+        UsageError: another process is writing to the folder, or it was started with other arguments.
+        DataError: the folder is not writable.
     """
-    with writing(folder, CONTINUES):
+    with writing(folder, RESUME_HINT):
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
+        lock = FileLock(folder / LOCK_FILE)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UsageError(f"--out {folder}: another process is writing to it") from error
     try:
-        with writing(folder, CONTINUES):
-            _lock(folder, descriptor)
-            for inner in {(folder / name).parent for name in names}:
-                remove_leftovers(inner, "*")
-            found = {name.removesuffix(".json") for name, _ in files_in(str(folder), [".json"])}
-        done = found & set(names)
-        _agree(folder, os.path.abspath(place), arguments, done)
+        with writing(folder, RESUME_HINT):
+            for subfolder in {(folder / name).parent for name in names}:
+                remove_leftovers(subfolder, "*")
+            written = {name.removesuffix(".json") for name, _ in files_in(str(folder), [".json"])}
+        done = written & set(names)
+        root = os.path.abspath(root)
+        path = folder / ARGUMENTS_FILE
+        saved = parse_json(path.read_bytes(), str(path)) if path.is_file() else {}
+        if done and root in saved:
+            check_same_arguments(folder, saved[root], arguments)
+        elif done and saved:
+            raise UsageError(
+                f"--out {folder}: already holds {min(done)} of the images in {' or '.join(saved)}; use another --out"
+            )
+        elif done:
+            logger.warning("%s: the arguments of its files are unknown; they are kept", folder)
+        for other in saved.keys() - {root}:
+            check_same_arguments(folder, saved[other], arguments, ignore=["--boxes"])
+        with writing(path, RESUME_HINT):
+            content = orjson.dumps(saved | {root: arguments}, option=orjson.OPT_INDENT_2)
+            replace_file(path, lambda temporary: temporary.write_bytes(content))
         yield done
     finally:
-        os.close(descriptor)
-
-
-def _lock(folder: Path, descriptor: int) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UsageError(f"--out {folder}: another process is writing it") from error
-
-
-def _agree(folder: Path, place: str, arguments: Mapping[str, str], done: Collection[str]) -> None:
-    """Compares the arguments with those of what is there, and notes them."""
-    path = folder / ARGUMENTS
-    known = parse_json(path.read_bytes(), str(path)) if path.is_file() else {}
-    if done and place in known:
-        check_same_arguments(folder, known[place], arguments)
-    elif done and known:
-        raise UsageError(
-            f"--out {folder}: holds {min(done)} of the pictures in {' or '.join(known)}; give another --out"
-        )
-    elif done:
-        logger.warning("%s: does not say what its files were made with; they are taken as they are", folder)
-    for other in known.keys() - {place}:
-        check_same_arguments(folder, known[other], arguments, free=["--boxes"])
-    with writing(path, CONTINUES):
-        content = orjson.dumps(known | {place: arguments}, option=orjson.OPT_INDENT_2)
-        replace_file(path, lambda temporary: temporary.write_bytes(content))
+        lock.release()

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from common.data.regions.sources import BoxFile, GivenBoxes, boxes_of
-from common.data.regions.types import FoundRegions, Regions
+from common.data.regions.sources import RegionSource, clip_to_image, parse_boxes
+from common.data.regions.types import Regions
 from common.models.fast_rcnn import PRECOMPUTED_DIM
 
 logger = logging.getLogger(__name__)
@@ -22,16 +22,15 @@ logger = logging.getLogger(__name__)
 BoxSource: TypeAlias = (
     str
     | Path
-    | BoxFile
-    | GivenBoxes
-    | FoundRegions
+    | RegionSource
+    | Regions
     | Sequence[Sequence[float]]
     | Mapping[str, Any]
     | NDArray[Any]
     | Tensor
 )
-"""A json file (see `BoxFile`; an open one is read once for many pictures), what it gives, what a finder found, or boxes
-as `boxes_of` reads them."""
+"""Regions of an image: a file or folder (see `RegionSource`; an open one can serve many images), detections, or boxes
+that `parse_boxes` accepts."""
 
 
 # Left, top, width, height as shares of the picture: the whole, its halves, and windows of half its sides.
@@ -63,7 +62,7 @@ class GridDetector:
     def __init__(self, *, announced: bool = False) -> None:
         self._announced = announced
 
-    def __call__(self, images: list[Image.Image]) -> list[FoundRegions]:
+    def __call__(self, images: list[Image.Image]) -> list[Regions]:
         """Returns the grid on every picture."""
         if images and not self._announced:
             announce_grid()
@@ -76,53 +75,42 @@ def announced_grid(device: torch.device) -> GridDetector:
     return GridDetector(announced=True)
 
 
-def _grid(width: int, height: int) -> FoundRegions:
+def _grid(width: int, height: int) -> Regions:
     shares = torch.tensor(GRID)
     size = torch.tensor([width, height])
     first = (shares[:, :2] * size).floor()
     last = ((shares[:, :2] + shares[:, 2:]) * size).ceil() - 1
     count = len(GRID)
-    return FoundRegions(
+    return Regions(
         torch.cat([first, torch.maximum(first, last)], dim=1),
-        torch.zeros(count, dtype=torch.int64),
-        torch.ones(count),
+        class_ids=torch.zeros(count, dtype=torch.int64),
+        scores=torch.ones(count),
+        image_size=(width, height),
     )
 
 
 def regions_of(
     source: BoxSource, name: str, size: tuple[int, int], feature_dim: int | None = PRECOMPUTED_DIM
-) -> tuple[Regions, Tensor]:
-    """Returns the regions of a picture.
+) -> Regions:
+    """Reads the regions of an image and clips them to it.
 
     Args:
-        source: what was found or given.
-        name: the picture's file or what to call it.
-        size: its width and height.
-        feature_dim: width F of the features that are taken from a region file; None for none.
-
-    Returns:
-        Boxes on the picture, with features only from a region file that has them; and their (n,) int64 classes, 0
-        where they are not known.
+        source: see `BoxSource`.
+        name: file name of the image, or what to call it.
+        size: width and height of the image.
+        feature_dim: width F of the features to read from a region file; None to skip them.
 
     Raises:
-        DataError: a file or a box cannot be used.
+        DataError: a file or a box is invalid.
     """
-    if isinstance(source, FoundRegions):
-        return Regions(source.boxes, None, None, size, None), source.classes
-    given = _given(source, name, feature_dim)
-    found = given.on(size)
-    return Regions(found.boxes, given.features, given.image_feature, size, None), found.classes
-
-
-def _given(source: Any, name: str, feature_dim: int | None) -> GivenBoxes:
     if isinstance(source, str | Path):
-        source = BoxFile(str(source))
-    if isinstance(source, BoxFile):
-        return source.of(Path(name).name, feature_dim=feature_dim)
-    if isinstance(source, GivenBoxes):
-        return source
-    if isinstance(source, Mapping):  # as a detector returns them
+        source = RegionSource(str(source))
+    if isinstance(source, RegionSource):
+        source = source.read(Path(name).name, feature_dim=feature_dim)
+    if isinstance(source, Mapping):  # torchvision detectors return a dict of tensors
         source = {
             key: value.tolist() if isinstance(value, Tensor) else value for key, value in source.items()
         }
-    return boxes_of(source, f"the boxes of {name}", feature_dim)
+    if not isinstance(source, Regions):
+        source = parse_boxes(source, f"the boxes of {name}", feature_dim)
+    return clip_to_image(source, size)

@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Generic
 
 import torch
 from PIL import Image
-from torch import Tensor
 from typing_extensions import Self, TypeVar
 
 from common.batch import Batch, Sample, TextSequence
@@ -25,11 +24,10 @@ from common.config.schema import load_config
 from common.data.collate import collate
 from common.data.images import ImageSource, open_image, prepare_image, resize_boxes
 from common.data.regions.reader import prepend_image_box
-from common.data.regions.types import Detector, FoundRegions, Regions, look
+from common.data.regions.types import Detector, Regions, detect_each
 from common.devices import device_of
 from common.errors import CheckpointError, DataError
 from common.evaluation.checkpoints import load_model
-from common.extraction.batching import alike
 from common.extraction.features import RegionExtractor
 from common.inference.attention import SequenceSource, attention_of, describe_sequences, image_ids
 from common.inference.grid import BoxSource, GridDetector, regions_of
@@ -251,7 +249,10 @@ class TrainedModel(Generic[QueryT, EncodedT]):
                     sample = replace(sample, padded_size=(max(self.task.config.SCALES),) * 2)
                 samples.append(sample)
             found: dict[int, T] = {}
-            for members in alike(len(sample.texts) for sample in samples):
+            groups: dict[int, list[int]] = {}
+            for position, sample in enumerate(samples):
+                groups.setdefault(len(sample.texts), []).append(position)
+            for members in groups.values():
                 batch = collate([samples[place] for place in members], Batch).to(self.device)
                 results = read(
                     [part[place] for place in members],
@@ -283,21 +284,21 @@ class TrainedModel(Generic[QueryT, EncodedT]):
                 name,
                 image,
                 prepare_image(image if pixels else None, image.size, self.task.config.SCALES),
-                *regions,
+                regions,
             )
             for name, image, regions in zip(names, images, found, strict=True)
         ]
 
     def _find(
         self, names: Sequence[str], images: Sequence[Image.Image], queries: Sequence[QueryT]
-    ) -> list[tuple[Regions, Tensor]]:
-        """Returns the regions of each picture and their categories."""
+    ) -> list[Regions]:
+        """Returns the regions of each image."""
         missing = [number for number, query in enumerate(queries) if query.boxes is None]
         if missing and self._reads_features and self.extractor is None:
             raise _no_features(names[missing[0]])
-        looked: dict[int, FoundRegions] = {}
+        looked: dict[int, Regions] = {}
         pictures = [(names[number], images[number]) for number in missing]
-        for number, one in zip(missing, look(self.finder, pictures), strict=True):
+        for number, one in zip(missing, detect_each(self.finder, pictures), strict=True):
             if isinstance(one, DataError):
                 raise one
             looked[number] = one
@@ -308,7 +309,7 @@ class TrainedModel(Generic[QueryT, EncodedT]):
         ]
         if self._reads_features:
             found = self._with_features(names, images, found)
-        for number, (name, (regions, _)) in enumerate(zip(names, found, strict=True)):
+        for number, (name, regions) in enumerate(zip(names, found, strict=True)):
             if self._adds_whole and not len(regions.boxes):
                 least = getattr(self.finder, "score_threshold", None) if number in looked else None
                 why = "" if least is None else f" with a confidence of at least {least:g} (--score-threshold)"
@@ -316,20 +317,19 @@ class TrainedModel(Generic[QueryT, EncodedT]):
         return found
 
     def _with_features(
-        self, names: Sequence[str], images: Sequence[Image.Image], found: list[tuple[Regions, Tensor]]
-    ) -> list[tuple[Regions, Tensor]]:
+        self, names: Sequence[str], images: Sequence[Image.Image], found: list[Regions]
+    ) -> list[Regions]:
         """Returns the regions of each picture, with features."""
-        bare = [number for number, (regions, _) in enumerate(found) if regions.features is None]
+        bare = [number for number, regions in enumerate(found) if regions.features is None]
         if not bare:
             return found
         if self.extractor is None:
             raise _no_features(names[bare[0]])
         computed = self.extractor(
-            [images[number] for number in bare], [found[number][0].boxes for number in bare]
+            [images[number] for number in bare], [found[number].boxes for number in bare]
         )
         for number, (features, whole) in zip(bare, computed, strict=True):
-            regions, classes = found[number]
-            found[number] = regions._replace(features=features, image_feature=whole), classes
+            found[number] = found[number]._replace(features=features, image_feature=whole)
         return found
 
     def _encoded(self, queries: Iterable[QueryT], attention: bool) -> list[list[Encoding]]:

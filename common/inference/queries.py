@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -57,14 +58,18 @@ class ImageWithRegions(NamedTuple):
         image: RGB.
         picture: as the network sees it.
         regions: boxes (n, 4) in pixels of the picture, and their features where the network reads features.
-        classes: (n,) int64 category 1..80 of COCO, 0 where it is not known.
     """
 
     name: str
     image: Image.Image
     picture: PreparedImage
     regions: Regions
-    classes: Tensor
+
+    @property
+    def classes(self) -> Tensor:
+        """(n,) int64 COCO class 1..80, 0 if unknown."""
+        ids = self.regions.class_ids
+        return torch.zeros(len(self.regions.boxes), dtype=torch.int64) if ids is None else ids
 
     def kinds(self) -> list[str]:
         """The class of every region, empty where it is not known."""

@@ -72,14 +72,14 @@ def test_all_files_are_right(whole):
     assert len(list((whole / "train_frcnn").glob("*.json"))) == PICTURES
     for number in range(PICTURES):
         one, other = (
-            RegionStore(folder, path, feature_dim=F).read(f"{number:08d}", features=True, classes=True)
+            RegionStore(folder, path, feature_dim=F).read(f"{number:08d}", features=True, class_scores=True)
             for path in ("", packed)
         )
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True) if isinstance(a, torch.Tensor))
-        assert one.size == other.size
-        assert (one.boxes.shape, one.features.shape, one.classes.shape) == ((14, 4), (14, F), (14, 81))
+        assert one.image_size == other.image_size
+        assert (one.boxes.shape, one.features.shape, one.class_scores.shape) == ((14, 4), (14, F), (14, 81))
         assert one.features.std(dim=0).sum() > 0
-        assert torch.equal(one.classes.sum(dim=1), torch.ones(14))
+        assert torch.equal(one.class_scores.sum(dim=1), torch.ones(14))
 
 
 def begun(out):
@@ -172,7 +172,9 @@ def test_other_arguments_do_not_continue(flags, whole, checkpoint, tmp_path, cap
     out = tmp_path / "train_frcnn.packed"
     out.with_suffix(".packed.partial").write_bytes((whole / out.name).read_bytes())
     assert run(lambda: extract_regions.main([*flags, *given, "--out", str(out)])) == 2
-    assert f"--out {out}: was begun with other arguments: {flag}; give the same or" in capsys.readouterr().err
+    assert (
+        f"--out {out}: was started with other arguments: {flag}; use the same or" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -261,7 +263,7 @@ def test_pictures_of_all_kinds(checkpoint, tmp_path, caplog):
         ]
     )
     assert {path.stem for path in out.glob("*.json")} == good
-    assert sum(message.startswith("left out") for message in caplog.messages) == len(bad)
+    assert sum(message.startswith("skipped") for message in caplog.messages) == len(bad)
     for name in good:
         assert RegionStore(str(out), feature_dim=F).read(name, features=True).features.isfinite().all()
 
@@ -313,9 +315,9 @@ def test_a_detector(flags, tmp_path):
     extract_regions.main(
         [str(pictures), *flags[1:], *given, "--max-boxes", "3", "--out", str(tmp_path / "out")]
     )
-    found = RegionStore(str(tmp_path / "out"), feature_dim=F).read("a", features=True, classes=True)
-    assert (len(found.boxes), found.size) == (3, (96, 64))
-    assert ((found.classes > 0).sum(dim=1) <= 2).all()
+    found = RegionStore(str(tmp_path / "out"), feature_dim=F).read("a", features=True, class_scores=True)
+    assert (len(found.boxes), found.image_size) == (3, (96, 64))
+    assert ((found.class_scores > 0).sum(dim=1) <= 2).all()
 
 
 def test_signals_end_it(flags, tmp_path):

@@ -14,7 +14,7 @@ from PIL import Image
 from common.config.schema import parse_config
 from common.data.collate import collate
 from common.data.regions.packed_format import PackedHeader
-from common.data.regions.reader import plain_path, plain_region_path
+from common.data.regions.reader import unpacked_path, unpacked_region_path
 from common.data.samplers import ItemKey
 from common.data.storage import store
 from common.data.storage.zip_archive import open_archive
@@ -245,7 +245,7 @@ def test_blanks_of_a_batch(items):
     ],
 )
 def test_paths_of_unpacked_archives(path, image, regions):
-    assert (plain_path(path), plain_region_path(path)) == (image, regions)
+    assert (unpacked_path(path), unpacked_region_path(path)) == (image, regions)
 
 
 def zipped(items):

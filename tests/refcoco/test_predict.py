@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import vl_bert
-from common.data.regions.types import FoundRegions
+from common.data.regions.types import Regions
 from common.errors import DataError
 from common.inference.queries import Query
 from refcoco.predict import RefCOCOPredictor
@@ -133,7 +133,7 @@ def test_a_detector_that_finds_nothing_is_announced(trained, model, caplog):
             if any(image.width > 100 for image in images):
                 raise DataError("too narrow")
             none = torch.zeros(0)
-            return [FoundRegions(none.view(0, 4), none.long(), none) for _ in images]
+            return [Regions(none.view(0, 4), class_ids=none.long(), scores=none) for _ in images]
 
     looking = RefCOCOPredictor(
         model.task, model.model, device=model.device, precision=model.precision, finder=Nothing()

@@ -101,7 +101,7 @@ def test_the_result_file(task, tmp_path, caplog):
     ],
 )
 def test_what_a_trained_model_is_tested_on(options, splits):
-    assert [tested.config.DATASET.TEST_IMAGE_SET for tested in thin_task(*options)[0].tests()] == splits
+    assert [tested.config.DATASET.TEST_IMAGE_SET for tested in thin_task(*options)[0].test_tasks()] == splits
 
 
 def test_mirrored_tests_are_refused():

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from common import progress
-from common.data.regions.packed_format import HEADER_BYTES, PackedHeader, PackedRegions, PackedWriter
+from common.data.regions.packed_format import HEADER_BYTES, PackedRegions
 from common.errors import DataError, UsageError
 from scripts import pack_regions
 
@@ -49,7 +50,9 @@ def run(*arguments):
 
 def numbers(path, images):
     packed = PackedRegions(str(path))
-    return [packed.read(image, F, features=True, classes=False).features[0, 0].item() for image in images]
+    return [
+        packed.read(image, F, features=True, class_scores=False).features[0, 0].item() for image in images
+    ]
 
 
 def test_packs_folders_and_archives(tmp_path, folder, caplog):
@@ -62,7 +65,7 @@ def test_packs_folders_and_archives(tmp_path, folder, caplog):
     run(folder, archive, "--out", out, "--classes")
     assert numbers(out, [0, 5, 77, 88]) == [0, 5, 77, 88]
     packed = PackedRegions(str(out))
-    assert packed.read(77, F, features=False, classes=True).classes.tolist() == [[77, 77, 77]]
+    assert packed.read(77, F, features=False, class_scores=True).class_scores.tolist() == [[77, 77, 77]]
     header = packed.header
     assert (header.sources, header.count, header.columns, header.dtype) == (("more", "set"), 8, 3, "float32")
     assert not (tmp_path / "out.partial").exists()
@@ -104,14 +107,14 @@ def test_a_repaired_file_continues(tmp_path, folder, caplog):
         run(folder, "--out", out)
     (folder / "4.json").write_text(record(4))
     run(folder, "--out", out)
-    assert f"{out}.partial: continuing after 4 pictures" in caplog.messages
+    assert f"{out}.partial: continuing after 4 images" in caplog.messages
     assert numbers(out, range(6)) == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("columns", [2, 4])
 def test_class_scores_are_equally_wide(tmp_path, folder, columns):
     (folder / "3.json").write_text(record(3, columns))
-    message = rf"3\.json: classes has {columns} columns; files before it have 3"
+    message = rf"3\.json: classes has {columns} columns; earlier files have 3"
     with pytest.raises(DataError, match=message):
         run(folder, "--out", tmp_path / "out", "--classes")
     with pytest.raises(DataError, match=message):  # also after a new start
@@ -158,7 +161,7 @@ def test_a_killed_process_is_continued(tmp_path, folder, caplog):
     fifo.unlink()
     fifo.write_text(record(6))
     run(folder, "--out", tmp_path / "out")
-    assert any(message.endswith("out.partial: continuing after 6 pictures") for message in caplog.messages)
+    assert any(message.endswith("out.partial: continuing after 6 images") for message in caplog.messages)
     assert numbers(tmp_path / "out", range(7)) == [0, 1, 2, 3, 4, 5, 6]
 
 
@@ -177,7 +180,7 @@ def test_a_full_disk_leaves_no_file(tmp_path, folder):
     assert done.returncode == 1
     assert done.stderr == (
         f"error: {tmp_path}/out.partial: cannot be written (File too large); "
-        "once it can, the same command continues\n"
+        "once it can, rerun the same command to resume\n"
     )
     assert not (tmp_path / "out").exists()
     run(folder, "--out", tmp_path / "out")
@@ -187,7 +190,7 @@ def test_a_full_disk_leaves_no_file(tmp_path, folder):
 def test_refuses_what_cannot_be_meant(tmp_path, folder):
     out = tmp_path / "out"
     out.write_text("precious")
-    with pytest.raises(UsageError, match="out: is there already"):
+    with pytest.raises(UsageError, match="out: already exists"):
         run(folder, "--out", out)
     assert out.read_text() == "precious"
     out.unlink()
@@ -213,16 +216,13 @@ def test_a_partial_file_of_something_else_is_kept(tmp_path, folder):
     with pytest.raises(DataError, match=r"9\.json"):
         run(folder, "--out", out)
     begun = partial.read_bytes()
-    with pytest.raises(UsageError, match=r"out: was begun with other arguments: --dtype; give"):
+    with pytest.raises(UsageError, match=r"out: was started with other arguments: --dtype; use"):
         run(folder, "--out", out, "--dtype", "float16")
     (folder / "2.json").unlink()
     with pytest.raises(UsageError, match="holds 2, which no source has any more"):
         run(folder, "--out", out)
-    header = PackedHeader(dtype="float32", feature_dim=F, sources=("set",))
-    with partial.open("r+b") as file:
-        PackedWriter(file, header)
-        with pytest.raises(UsageError, match="another process is writing it"):
-            run(folder, "--out", out)
+    with FileLock(f"{partial}.lock"), pytest.raises(UsageError, match="another process is writing"):
+        run(folder, "--out", out)
     assert partial.read_bytes() == begun
     partial.write_text("x" * HEADER_BYTES)
     with pytest.raises(DataError, match="not a file that scripts/pack_regions"):

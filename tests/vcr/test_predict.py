@@ -87,7 +87,7 @@ def test_states(trained):
     assert encoding.places.tokens[0] == "[CLS]"
     assert encoding.places.tokens[-2:] == ("[SEP]", "[SEP]")
     assert encoding.maps().maps.shape[2] == len(encoding.places.names)
-    kinds = [CLASS_NAMES[number] for number in given.boxes.classes.tolist()]
+    kinds = [CLASS_NAMES[number] for number in given.boxes.class_ids.tolist()]
     assert encoding.places.labels == ("image", *(f"{number} {kind}" for number, kind in enumerate(kinds)))
     pooler = model.model.vlbert.pooler.dense
     first = pooler(encoding.text[0]).tanh()
@@ -99,7 +99,7 @@ def test_regions_that_no_text_speaks_of_are_left_out(trained):
     model = vl_bert.load(CFGS["Q2A"], trained.checkpoint(), "cpu", overrides=changes)
     given = query(trained, "Q2A", 0)
     places = model.encode(given.image, "what is [1] ?", given.boxes).places
-    kind = CLASS_NAMES[int(given.boxes.classes[1])]
+    kind = CLASS_NAMES[int(given.boxes.class_ids[1])]
     assert places.labels == ("image", f"1 {kind}")
     np.testing.assert_allclose(places.boxes[1], given.boxes.boxes[1], atol=0.5)
 
@@ -107,7 +107,7 @@ def test_regions_that_no_text_speaks_of_are_left_out(trained):
 def test_names_of_persons(trained):
     model = load(trained, "Q2A")
     given = query(trained, "Q2A", 0)
-    persons = given.boxes._replace(classes=np.ones_like(given.boxes.classes))
+    persons = given.boxes._replace(class_ids=torch.ones_like(given.boxes.class_ids))
     given = dataclasses.replace(given, text="who is [0] ?", choices=["a", "b"], boxes=persons)
     first, second = (
         model.task.tokenizer.tokens(model.sample(0, *seen).texts[0].ids.tolist())
@@ -227,8 +227,8 @@ def test_the_command(trained, tmp_path, capsys):
             "class 0 is 'persn'; did you mean person",
         ),
         (lambda found: {"boxes": [[5, 5, 1, 9, 1], *found["boxes"][1:]]}, r"box 0, .* is empty"),
-        (lambda found: {"boxes": [[900, 1, 950, 9, 1], *found["boxes"][1:]]}, "lies outside of the picture"),
-        (lambda found: {"width": 7, "height": 9}, r"of a picture of \(7, 9\) pixels"),
+        (lambda found: {"boxes": [[900, 1, 950, 9, 1], *found["boxes"][1:]]}, "is outside of the image"),
+        (lambda found: {"width": 7, "height": 9}, r"for an image of \(7, 9\) pixels"),
     ],
 )
 def test_damaged_metadata(trained, tmp_path, change, message):

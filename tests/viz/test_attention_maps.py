@@ -8,7 +8,7 @@ import logging
 import numpy as np
 import pytest
 
-from common.data.regions.sources import BoxFile
+from common.data.regions.sources import RegionSource, clip_to_image
 from common.inference.attention import AttentionMaps
 from tests.refcoco.world import SMALL, World
 from tests.world import draw
@@ -76,8 +76,8 @@ def test_other_files_in_the_folder(trained, tmp_path):
 
 def test_boxes_of_coco_and_of_one_picture(trained, tmp_path, capsys, monkeypatch):
     folder, opened = str(trained.data / "train2014"), []
-    begin = BoxFile.__init__
-    monkeypatch.setattr(BoxFile, "__init__", lambda self, path: opened.append(path) or begin(self, path))
+    begin = RegionSource.__init__
+    monkeypatch.setattr(RegionSource, "__init__", lambda self, path: opened.append(path) or begin(self, path))
     boxes = str(trained.data / "annotations/instances_train2014.json")
     flags = ("--images", folder, "--text", "cup", "--limit", "2", "--no-pages")
     assert write(trained, "coco", *flags, "--boxes", boxes) == 0
@@ -85,7 +85,7 @@ def test_boxes_of_coco_and_of_one_picture(trained, tmp_path, capsys, monkeypatch
     for path in (trained.out / "coco").glob("*.npy"):
         places = AttentionMaps.load(path).places
         assert places.upright
-        given = BoxFile(boxes).of(f"{path.stem}.jpg").on(places.size).boxes
+        given = clip_to_image(RegionSource(boxes).read(f"{path.stem}.jpg"), places.size).boxes
         np.testing.assert_allclose(places.boxes[-len(given) :], given, atol=0.1)
     (tmp_path / "one.json").write_text("[[0, 0, 5, 5]]")
     assert write(trained, "x", *flags, "--boxes", str(tmp_path / "one.json")) == 2

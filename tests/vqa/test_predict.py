@@ -13,7 +13,6 @@ from PIL import Image
 import vl_bert
 from common.cli import predict as predict_main
 from common.errors import CheckpointError, DataError, UsageError
-from common.extraction.features import PooledFeatures
 from common.inference.queries import Query
 from tests.vqa.world import World
 from tests.world import SPREAD
@@ -222,7 +221,7 @@ class FakeExtractor:
         self.whole = whole
 
     def __call__(self, images, boxes):
-        return [PooledFeatures(torch.ones(len(own), 2048), torch.full((2048,), self.whole)) for own in boxes]
+        return [(torch.ones(len(own), 2048), torch.full((2048,), self.whole)) for own in boxes]
 
 
 def test_computed_features_are_used(trained, model, queries):

@@ -1,7 +1,4 @@
-"""The json form of region files: what a detector found in one picture (data spec 1.4, 1.6).
-
-Arrays are base64 of little-endian float32.
-"""
+"""Region files in json: one file per image, arrays as base64 of little-endian float32; see `docs/data_formats.md`."""
 
 from __future__ import annotations
 
@@ -16,53 +13,55 @@ from torch import Tensor
 from common.data.regions.types import Regions
 from common.errors import DataError
 
-COLUMNS = 1601
-"""Class scores of a region: 1600 classes of Visual Genome, column 0 is the background."""
+NUM_CLASSES = 1601
+"""Class scores of a region: the 1600 classes of Visual Genome, column 0 is the background."""
 
 
-def json_regions(
-    record: Any, where: str, feature_dim: int, *, features: bool, classes: bool = False
+def decode_regions(
+    record: Any, path: str, feature_dim: int, *, features: bool, class_scores: bool = False
 ) -> Regions:
-    """Checks and decodes the parsed json of a region file (data spec 1.4, 1.6).
+    """Checks and decodes the parsed json of a region file.
 
     Args:
-        record: what the file holds.
-        where: the file, for messages.
+        record: content of the file.
+        path: path of the file, for messages.
         feature_dim: width F of a feature.
         features: whether to decode features.
-        classes: whether to decode class scores.
+        class_scores: whether to decode class scores.
 
     Raises:
-        DataError: a key is missing, or an array does not fit `num_boxes`, is not float32 or not finite.
+        DataError: a key is missing, or an array does not match `num_boxes`, is not float32 or not finite.
     """
     if not isinstance(record, dict):
-        raise DataError(f"{where}: expected a json object with num_boxes and boxes, not a {_kind(record)}")
-    count = _whole_number(record, "num_boxes", where, least=0)
+        kind = "null" if record is None else type(record).__name__
+        raise DataError(f"{path}: expected a json object with num_boxes and boxes, not a {kind}")
+    count = _integer(record, "num_boxes", path, minimum=0)
     size = None
     if "image_w" in record or "image_h" in record:
-        size = (_whole_number(record, "image_w", where, 1), _whole_number(record, "image_h", where, 1))
-    whole = None
+        size = (_integer(record, "image_w", path, 1), _integer(record, "image_h", path, 1))
+    image_feature = None
     if features and record.get("image_box_feature") is not None:
-        whole = _array(record, "image_box_feature", where, 1, feature_dim)[0]
+        image_feature = _array(record, "image_box_feature", path, 1, feature_dim)[0]
     return Regions(
-        boxes=_array(record, "boxes", where, count, 4),
-        features=_array(record, "features", where, count, feature_dim) if features else None,
-        image_feature=whole,
-        size=size,
-        classes=_array(record, "classes", where, count, None) if classes else None,
+        boxes=_array(record, "boxes", path, count, 4),
+        features=_array(record, "features", path, count, feature_dim) if features else None,
+        image_feature=image_feature,
+        class_scores=_array(record, "classes", path, count, None) if class_scores else None,
+        image_size=size,
+        source=path,
     )
 
 
-def region_record(image_id: int | str, found: Regions) -> dict[str, Any]:
-    """Returns the json of a region file that `json_regions` reads."""
-    record: dict[str, Any] = {"image_id": image_id, "num_boxes": len(found.boxes)}
-    if found.size is not None:
-        record["image_w"], record["image_h"] = found.size
+def encode_regions(image_id: int | str, regions: Regions) -> dict[str, Any]:
+    """Returns the json of a region file, the inverse of `decode_regions`."""
+    record: dict[str, Any] = {"image_id": image_id, "num_boxes": len(regions.boxes)}
+    if regions.image_size is not None:
+        record["image_w"], record["image_h"] = regions.image_size
     arrays = {
-        "boxes": found.boxes,
-        "features": found.features,
-        "image_box_feature": found.image_feature,
-        "classes": found.classes,
+        "boxes": regions.boxes,
+        "features": regions.features,
+        "image_box_feature": regions.image_feature,
+        "classes": regions.class_scores,
     }
     for key, array in arrays.items():
         if array is not None:
@@ -71,43 +70,36 @@ def region_record(image_id: int | str, found: Regions) -> dict[str, Any]:
     return record
 
 
-def _kind(value: object) -> str:
-    return "null" if value is None else type(value).__name__
-
-
-def _whole_number(record: Mapping[str, Any], key: str, where: str, least: int) -> int:
+def _integer(record: Mapping[str, Any], key: str, path: str, minimum: int) -> int:
     if key not in record:
-        raise DataError(f"{where}: has no {key}")
+        raise DataError(f"{path}: has no {key}")
     value = record[key]
-    if type(value) is not int or value < least:
-        raise DataError(f"{where}: {key} is {value!r}; expected a whole number of at least {least}")
+    if type(value) is not int or value < minimum:
+        raise DataError(f"{path}: {key} is {value!r}; expected an integer >= {minimum}")
     return value
 
 
-def _array(record: Mapping[str, Any], key: str, where: str, rows: int, columns: int | None) -> Tensor:
-    """Decodes base64 of `<f4` into (rows, columns); None: as many columns as there are, equal in all rows."""
+def _array(record: Mapping[str, Any], key: str, path: str, rows: int, columns: int | None) -> Tensor:
+    """Decodes base64 of `<f4` to (rows, columns); with columns None, the number of bytes decides."""
     if key not in record:
-        raise DataError(f"{where}: has no {key}")
+        raise DataError(f"{path}: has no {key}")
     try:
         data = binascii.a2b_base64(record[key])
     except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: {key} is not base64 of float32 numbers ({error})") from error
+        raise DataError(f"{path}: {key} is not base64 of float32 numbers ({error})") from error
     if columns is None:
-        columns = max(len(data) // (4 * rows), 1) if rows else COLUMNS
+        columns = max(len(data) // (4 * rows), 1) if rows else NUM_CLASSES
     if len(data) != 4 * rows * columns:
-        hint = (
-            ", as many as float64 takes: write it as '<f4'"
-            if rows and len(data) == 8 * rows * columns
-            else ""
-        )
+        is_float64 = rows and len(data) == 8 * rows * columns
+        hint = ", the size of float64: write it as '<f4'" if is_float64 else ""
         raise DataError(
-            f"{where}: {key} holds {len(data)} bytes{hint}; "
+            f"{path}: {key} holds {len(data)} bytes{hint}; "
             f"expected {rows} x {columns} float32 numbers, {4 * rows * columns} bytes"
         )
     array = np.frombuffer(data, "<f4").reshape(rows, columns)
     if not np.isfinite(array).all():
         row, column = np.argwhere(~np.isfinite(array))[0]
         raise DataError(
-            f"{where}: {key} holds {array[row, column]} at row {row}, column {column}; expected finite numbers"
+            f"{path}: {key} holds {array[row, column]} at row {row}, column {column}; expected finite numbers"
         )
     return torch.from_numpy(array.copy())

@@ -1,20 +1,19 @@
-"""Region files packed into one: mapped into memory, hundreds of gigabytes cost a process nothing to open.
+"""Many region files packed into one memory-mapped file.
 
-`PackedWriter` makes it, `scripts/pack_regions.py` runs that. Layout:
+`PackedWriter` writes it; `scripts/pack_regions.py` is its command. Layout:
 
     4096 bytes            a line that names the format, then `PackedHeader` as json, filled up with masked_pixel_boxes
-    records               of one picture each, in any order, see `PackedRecord`
-    ids                   ascending, `id_bytes` each, filled up with zeros; together a multiple of 8 bytes
-    offsets               int64, where the record of each id begins
+    records               one per image, in any order, see `PackedRecord`
+    ids                   ascending, `id_bytes` each, padded with zeros; together a multiple of 8 bytes
+    offsets               int64, start of the record of each id
 
-Numbers are little-endian and aligned to 8 bytes. A checksum is the sum of 64-bit words modulo 2**64: it notices any
-changed word and any lost block, and costs about as much as copying the words. That of the index is verified when the
-file is opened, that of id, sizes and boxes whenever they are read, that of the rest when a process first reads it.
+Numbers are little-endian and aligned to 8 bytes. A checksum is the sum of 64-bit words modulo 2**64. It detects any
+changed word and any lost block, at the cost of a copy. The checksum of the index is verified when the file is opened,
+that of id, sizes and boxes at every read, that of the values at the first read of a process.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import mmap
 import os
@@ -26,11 +25,12 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor
 
-from common.data.regions.json_format import COLUMNS
+from common.data.regions.json_format import NUM_CLASSES
 from common.data.regions.types import Regions
 from common.data.storage.store import parse_model
 from common.errors import DataError, UsageError
@@ -48,21 +48,21 @@ RECORD_HEAD = struct.Struct("<3Q6i")
 
 
 class PackedHeader(BaseModel, frozen=True, extra="forbid"):
-    """What a packed file says of itself.
+    """Header of a packed file.
 
     Attributes:
-        version: of the layout.
-        dtype: of features and class scores; boxes are always float32.
+        version: version of the layout.
+        dtype: dtype of features and class scores; boxes are always float32.
         feature_dim: width F of a feature.
         classes: whether the records have class scores.
-        sources: names of the folders and archives that it was packed from.
-        arguments: what it was made with, see `common.provenance`; of packed json nothing but the attributes above.
-        complete: whether packing came to its end; the attributes below are 0 until then.
+        sources: names of the folders and archives that were packed.
+        arguments: arguments of the extraction, see `common.provenance`; empty for packed json.
+        complete: whether packing has finished; the attributes below are 0 until then.
         columns: width C of class scores.
-        count: pictures.
-        left_out: files of the sources that could not be read.
+        count: number of images.
+        left_out: number of source files that could not be read.
         id_bytes: width of an id.
-        index: where the ids begin; the file ends with the index.
+        index: start of the ids; the file ends with the index.
         index_sum: checksum of ids and offsets.
     """
 
@@ -89,14 +89,14 @@ class PackedHeader(BaseModel, frozen=True, extra="forbid"):
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> PackedHeader:
-        """Reads `to_bytes`; `where` names the file in the message of the `DataError`."""
+        """Parses `to_bytes`. `where` is the path, for messages."""
         if not data.startswith(_MAGIC):
-            raise DataError(f"{where}: not a file that scripts/pack_regions.py made")
+            raise DataError(f"{where}: not a file that scripts/pack_regions.py wrote")
         return parse_model(cls, data[len(_MAGIC) : HEADER_BYTES], where)
 
 
 def is_packed_file(path: str) -> bool:
-    """Tells a packed file, finished or not, from others by its first bytes; also from what is no readable file."""
+    """Returns whether the first bytes are those of a packed file, finished or not."""
     try:
         with open(path, "rb") as file:
             return file.read(len(_MAGIC)) == _MAGIC
@@ -105,7 +105,7 @@ def is_packed_file(path: str) -> bool:
 
 
 class PackedRecord(NamedTuple):
-    """Where the parts of a record lie in the file; `values` are image feature, features, class scores."""
+    """Offsets of the parts of a record; `values` are image feature, features and class scores."""
 
     key: bytes
     num_boxes: int
@@ -119,7 +119,7 @@ class PackedRecord(NamedTuple):
 
     @classmethod
     def at(cls, data: mmap.mmap, start: int) -> PackedRecord | None:
-        """Returns the record that begins at `start`; None where none does, or its first part is damaged."""
+        """Returns the record at `start`; None if there is none or its first part is damaged."""
         if start < 0 or start % 8 or start + RECORD_HEAD.size > len(data):
             return None
         head_sum, values_sum, length, count, width, height, whole, columns, id_bytes = (
@@ -136,12 +136,12 @@ class PackedRecord(NamedTuple):
         return cls(key, count, size, bool(whole), columns, boxes, values, end, values_sum)
 
     def is_whole(self, data: mmap.mmap) -> bool:
-        """Says whether the values are as they were written."""
+        """Returns whether the checksum of the values is right."""
         return checksum(data, self.values, self.end) == self.values_sum
 
 
 def aligned(size: int) -> int:
-    """Returns the next multiple of 8."""
+    """Rounds up to a multiple of 8."""
     return -(-size // 8) * 8
 
 
@@ -151,13 +151,13 @@ def checksum(data: bytes | mmap.mmap, start: int, end: int) -> int:
 
 
 class PackedRegions:
-    """Reads a packed file. A pickled copy opens the file by itself.
+    """Reads a packed file. A pickled copy reopens the file.
 
     Args:
         path: the file.
 
     Raises:
-        DataError: it is missing, unfinished, cut off, or another kind of file.
+        DataError: the file is missing, unfinished, truncated, or of another kind.
     """
 
     def __init__(self, path: str) -> None:
@@ -170,7 +170,7 @@ class PackedRegions:
             raise DataError(f"{path}: cannot be read ({error.strerror}); expected packed regions") from error
         head = self.header
         if not head.complete:
-            raise DataError(f"{path}: packing did not come to its end; run the same command again")
+            raise DataError(f"{path}: packing has not finished; run the same command again")
         offsets = head.index + aligned(head.count * head.id_bytes)
         end = offsets + 8 * head.count
         if len(self._data) != end:
@@ -187,26 +187,26 @@ class PackedRegions:
     def __contains__(self, image_id: int | str) -> bool:
         return self._find(str(image_id).encode()) is not None
 
-    def require_classes(self) -> None:
+    def require_class_scores(self) -> None:
         """Checks that there are class scores.
 
         Raises:
-            DataError: they were left out.
+            DataError: the file was packed without them.
         """
         if not self.header.classes:
             raise DataError(f"{self.path}: has no class scores; pack again with --classes")
 
-    def read(self, image_id: int | str, feature_dim: int, *, features: bool, classes: bool) -> Regions:
-        """Returns the regions of a picture, see `RegionStore.read`."""
+    def read(self, image_id: int | str, feature_dim: int, *, features: bool, class_scores: bool) -> Regions:
+        """Reads the regions of an image, see `RegionStore.read`."""
         head, where = self.header, f"{self.path}, image {image_id}"
         at, record = self._record(str(image_id).encode(), where)
         if features and head.feature_dim != feature_dim:
             raise DataError(
                 f"{self.path}: its features have {head.feature_dim} numbers; expected {feature_dim}"
             )
-        if classes:
-            self.require_classes()
-        if (features or classes) and not self._verified[at]:
+        if class_scores:
+            self.require_class_scores()
+        if (features or class_scores) and not self._verified[at]:
             if not record.is_whole(self._data):
                 raise DataError(f"{where}: is damaged; copy the file again, or pack it again")
             self._verified[at] = True
@@ -219,9 +219,10 @@ class PackedRegions:
             boxes=_tensor(self._array("<f4", record.boxes, 4 * count), count, 4),
             features=_tensor(values[first:last], count, width) if features else None,
             image_feature=_tensor(values[:first], width) if features and first else None,
-            size=record.size,
-            classes=_tensor(values[last : last + count * head.columns], count, head.columns)
-            if classes
+            image_size=record.size,
+            source=where,
+            class_scores=_tensor(values[last : last + count * head.columns], count, head.columns)
+            if class_scores
             else None,
         )
 
@@ -235,7 +236,7 @@ class PackedRegions:
         return at, record
 
     def _find(self, key: bytes) -> int | None:
-        # A longer key would make a longer copy of all ids.
+        # NumPy would convert all ids to the width of a longer key.
         at = int(np.searchsorted(self._ids, key)) if len(key) <= self.header.id_bytes else len(self._ids)
         return at if at < len(self._ids) and self._ids[at] == key else None
 
@@ -244,7 +245,7 @@ class PackedRegions:
 
 
 def _tensor(values: NDArray[Any], *shape: int) -> Tensor:
-    """Copies numbers of the mapped file, which cannot be written to."""
+    """Copies from the read-only mapping."""
     return torch.from_numpy(values.copy()).float().view(shape)
 
 
@@ -266,38 +267,43 @@ _FLAGS = {
 def packed_file(out: Path, header: PackedHeader) -> Iterator[PackedWriter]:
     """Opens a writer of `out`, which appears when the block ends without an error.
 
-    Until then the work lies in `{out}.partial`, and is continued where that is there.
+    Until then records go to `{out}.partial`. An existing one is continued.
 
     Raises:
-        UsageError: `out` is there already; see also `PackedWriter`.
+        UsageError: `out` already exists; see also `PackedWriter`.
         DataError: it cannot be written.
     """
     if out.exists():
-        raise UsageError(f"--out {out}: is there already; remove it or name another file")
+        raise UsageError(f"--out {out}: already exists; remove it or choose another file")
     partial = out.with_name(f"{out.name}.partial")
+    lock = FileLock(f"{partial}.lock")
     try:
-        partial.touch()
-        with partial.open("r+b") as file:
-            yield PackedWriter(file, header)
-        partial.replace(out)
+        partial.touch()  # fails if the folder is missing, which the lock would create
+        with lock.acquire(timeout=0):
+            with partial.open("r+b") as file:
+                yield PackedWriter(file, header)
+            partial.replace(out)
+            Path(lock.lock_file).unlink(missing_ok=True)
+    except Timeout as error:
+        raise UsageError(f"{partial}: another process is writing it") from error
     except OSError as error:
         raise DataError(
-            f"{partial}: cannot be written ({error.strerror}); once it can, the same command continues"
+            f"{partial}: cannot be written ({error.strerror}); once it can, rerun the same command to resume"
         ) from error
 
 
 class PackedWriter:
-    """A packed file in the making.
+    """Writes a packed file.
 
     Args:
         file: the unfinished file, open for reading and writing in bytes; a new one is empty.
-        header: what it is to be.
+        header: header of the result.
 
     Attributes:
-        offsets: where the record of each picture begins, those included that were there already.
+        offsets: start of the record of each image, including those of an interrupted run.
 
     Raises:
-        UsageError: the file was begun with other arguments, or another process writes it.
+        UsageError: the file was started with other arguments.
     """
 
     def __init__(self, file: BinaryIO, header: PackedHeader) -> None:
@@ -305,26 +311,21 @@ class PackedWriter:
         self._header = header
         self._columns = 0
         self.offsets: dict[str, int] = {}
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(f"{file.name}: another process is writing it") from error
         file.seek(self._continue())
         file.truncate()
 
     def _continue(self) -> int:
-        """Takes over all complete records that are there; returns where they end."""
-        found = self._file.read(HEADER_BYTES)
-        if len(found) == HEADER_BYTES:
-            begun = PackedHeader.from_bytes(found, self._file.name)
-            if end := self._take_over(begun):
+        """Finds the complete records of an interrupted run; returns the offset after the last one."""
+        data = self._file.read(HEADER_BYTES)
+        if len(data) == HEADER_BYTES:
+            saved = PackedHeader.from_bytes(data, self._file.name)
+            if end := self._find_records(saved):
                 return end
         self._file.seek(0)
         self._file.write(self._header.to_bytes())
         return HEADER_BYTES
 
-    def _take_over(self, begun: PackedHeader) -> int:
-        """Notes the records that are there, if any; returns where they end."""
+    def _find_records(self, saved: PackedHeader) -> int:
         with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             start = HEADER_BYTES
             while (record := PackedRecord.at(data, start)) and record.is_whole(data):
@@ -334,39 +335,39 @@ class PackedWriter:
         if not self.offsets:
             return 0
         out = Path(self._file.name).with_suffix("")
-        # Where arguments differ, the width of features often follows from them.
-        check_same_arguments(out, begun.arguments, self._header.arguments)
-        check_same_arguments(out, _by_flag(begun), _by_flag(self._header))
-        logger.info("%s: continuing after %d pictures", self._file.name, len(self.offsets))
+        # Compare arguments first: a different feature width often follows from them.
+        check_same_arguments(out, saved.arguments, self._header.arguments)
+        check_same_arguments(out, _by_flag(saved), _by_flag(self._header))
+        logger.info("%s: continuing after %d images", self._file.name, len(self.offsets))
         return start
 
     def add(self, key: str, regions: Regions) -> None:
-        """Appends the regions of a picture.
+        """Appends the regions of an image.
 
         Raises:
-            ValueError: numbers are too large for the data type, or class scores are not as wide as before.
+            ValueError: numbers overflow the dtype, or the number of class scores differs from earlier images.
         """
         self.append(key, pack_record(key, regions, getattr(torch, self._header.dtype)))
 
     def append(self, key: str, record: bytes) -> None:
-        """Appends what `pack_record` made of a picture.
+        """Appends a record of `pack_record`.
 
         Raises:
-            ValueError: class scores are not as wide as before.
+            ValueError: the number of class scores differs from earlier images.
         """
         if columns := RECORD_HEAD.unpack_from(record)[_COLUMNS_FIELD]:
             if columns != (self._columns or columns):
-                raise ValueError(f"classes has {columns} columns; files before it have {self._columns}")
+                raise ValueError(f"classes has {columns} columns; earlier files have {self._columns}")
             self._columns = columns
         self.offsets[key] = self._file.tell()
         self._file.write(record)
 
     def finish(self, left_out: int) -> None:
-        """Adds the index and completes the header; `left_out` is how many pictures are missing."""
+        """Writes the index and completes the header. `left_out` is the number of skipped images."""
         id_bytes, index = pack_index(self.offsets)
         end = {
             "complete": True,
-            "columns": self._columns or COLUMNS,
+            "columns": self._columns or NUM_CLASSES,
             "count": len(self.offsets),
             "left_out": left_out,
             "id_bytes": id_bytes,
@@ -385,12 +386,12 @@ def _by_flag(header: PackedHeader) -> dict[str, str]:
 
 
 def pack_record(key: str, regions: Regions, dtype: torch.dtype) -> bytes:
-    """Returns the record of a picture: head, id, boxes as float32, then features and scores as `dtype`.
+    """Returns the record of an image: head, id, boxes as float32, then features and class scores as `dtype`.
 
     Raises:
-        ValueError: a number is too large for `dtype`.
+        ValueError: a number overflows `dtype`.
     """
-    parts = [regions.image_feature, regions.features, regions.classes]
+    parts = [regions.image_feature, regions.features, regions.class_scores]
     stored = [part.to(dtype) for part in parts if part is not None]
     if not all(part.isfinite().all() for part in stored):
         raise ValueError(f"holds numbers too large for {dtype}; pack as float32")
@@ -398,8 +399,8 @@ def pack_record(key: str, regions: Regions, dtype: torch.dtype) -> bytes:
     values += bytes(aligned(len(values)) - len(values))
     name = key.encode()
     rest = name.ljust(aligned(len(name)), b"\0") + regions.boxes.numpy().tobytes()
-    width, height = regions.size or (0, 0)
-    columns = 0 if regions.classes is None or not len(regions.boxes) else regions.classes.shape[1]
+    width, height = regions.image_size or (0, 0)
+    columns = 0 if regions.class_scores is None or not len(regions.boxes) else regions.class_scores.shape[1]
     head = RECORD_HEAD.pack(
         0,
         checksum(values, 0, len(values)),
@@ -415,7 +416,7 @@ def pack_record(key: str, regions: Regions, dtype: torch.dtype) -> bytes:
 
 
 def pack_index(offsets: Mapping[str, int]) -> tuple[int, bytes]:
-    """Returns the width of an id, and the index over the records that begin at `offsets`."""
+    """Returns the width of an id, and the index of the records at `offsets`."""
     keys = sorted((key.encode(), at) for key, at in offsets.items())
     width = max(len(key) for key, _ in keys)
     ids = b"".join(key.ljust(width, b"\0") for key, _ in keys)

@@ -1,7 +1,4 @@
-"""The json form of region files: what a detector found in one picture (data spec 1.4, 1.6).
-
-Arrays are base64 of little-endian float32.
-"""
+"""The regions of an image, and the protocol of detectors that find them."""
 
 from __future__ import annotations
 
@@ -15,57 +12,48 @@ from common.errors import DataError
 
 
 class Regions(NamedTuple):
-    """What a region file tells of a picture.
+    """Regions of one image, from any source: region file, annotation, detector, grid or user.
 
     Attributes:
-        boxes: (n, 4) float32 x1, y1, x2, y2 in original pixels; n may be 0.
-        features: (n, F) float32; None unless asked for.
-        image_feature: (F,) float32, the feature of the whole image; None unless the file has it and features
-            are asked for.
-        size: width and height of the picture that the boxes refer to; None where the file does not tell.
-        classes: (n, C) float32 class scores; None unless asked for.
+        boxes: (n, 4) float32 x1, y1, x2, y2 in original pixels; the last pixel belongs to the box. n may be 0.
+        features: (n, F) float32.
+        image_feature: (F,) float32 feature of the whole image.
+        class_ids: (n,) int64 COCO class 1..80; 0 if unknown.
+        scores: (n,) float32 confidence of the class; 1 if not measured.
+        class_scores: (n, C) float32 scores of all classes of the detector.
+        image_size: width and height of the image that the boxes refer to.
+        source: where the regions come from, for messages.
     """
 
     boxes: Tensor
-    features: Tensor | None
-    image_feature: Tensor | None
-    size: tuple[int, int] | None
-    classes: Tensor | None
-
-
-class FoundRegions(NamedTuple):
-    """Regions of a picture, the best first.
-
-    Attributes:
-        boxes: (n, 4) float32 x1, y1, x2, y2 in pixels of the picture; the last pixel is inside.
-        classes: (n,) int64 category 1..80 of COCO, 0 where it is not known.
-        scores: (n,) float32 confidence of the category; 1 where nothing was measured.
-    """
-
-    boxes: Tensor
-    classes: Tensor
-    scores: Tensor
+    features: Tensor | None = None
+    image_feature: Tensor | None = None
+    class_ids: Tensor | None = None
+    scores: Tensor | None = None
+    class_scores: Tensor | None = None
+    image_size: tuple[int, int] | None = None
+    source: str = ""
 
 
 class Detector(Protocol):
-    """Finds regions in RGB pictures, several at once."""
+    """Detects regions in a batch of RGB images."""
 
-    def __call__(self, images: list[Image.Image]) -> list[FoundRegions]:
-        """Returns the regions of each picture."""
+    def __call__(self, images: list[Image.Image]) -> list[Regions]:
+        """Returns the regions of each image, the most confident ones first, with `class_ids` and `scores`."""
         ...
 
 
-def look(finder: Detector, pictures: Sequence[tuple[str, Image.Image]]) -> list[FoundRegions | DataError]:
-    """Finds the regions of pictures with their names; where one cannot be used, all are looked at alone.
+def detect_each(detector: Detector, images: Sequence[tuple[str, Image.Image]]) -> list[Regions | DataError]:
+    """Detects regions in named images. If the batch fails, every image is tried on its own.
 
     Returns:
-        For each picture its regions, or the error that names it.
+        For each image its regions, or an error that names the image.
     """
-    if not pictures:
+    if not images:
         return []
     try:
-        return list(finder([image for _, image in pictures]))
+        return list(detector([image for _, image in images]))
     except DataError as error:
-        if len(pictures) == 1:
-            return [DataError(f"{pictures[0][0]}: {error}")]
-    return [found for picture in pictures for found in look(finder, [picture])]
+        if len(images) == 1:
+            return [DataError(f"{images[0][0]}: {error}")]
+    return [result for image in images for result in detect_each(detector, [image])]

@@ -49,7 +49,7 @@ def test_finds_what_torchvision_finds(weights, file):
     torch.testing.assert_close(found.scores, expected["scores"])
     assert (found.scores.diff() <= 0).all()
     categories = model_categories()
-    for ours, label in zip(found.classes.tolist(), expected["labels"].tolist(), strict=True):
+    for ours, label in zip(found.class_ids.tolist(), expected["labels"].tolist(), strict=True):
         theirs = categories[label].replace(" ", "")
         assert (CLASS_NAMES[ours] if ours else "N/A") == theirs
 
@@ -74,13 +74,13 @@ def test_a_picture_does_not_depend_on_the_others(file):
         (alone,) = detector([picture])
         assert len(alone.boxes)
         assert torch.equal(alone.boxes, together.boxes)
-        assert alone.classes.tolist() == together.classes.tolist()
+        assert alone.class_ids.tolist() == together.class_ids.tolist()
 
 
 def test_limits(file):
     assert len(TorchvisionDetector(SMALL, file, CPU, 0.0, 3)(pictures())[0].boxes) == 3
     none = TorchvisionDetector(SMALL, file, CPU, 1.0)(pictures())[0]
-    assert (none.boxes.shape, none.classes.shape) == ((0, 4), (0,))
+    assert (none.boxes.shape, none.class_ids.shape) == ((0, 4), (0,))
 
 
 def test_narrow_pictures(file):

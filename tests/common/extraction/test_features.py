@@ -75,10 +75,10 @@ def test_features_are_those_of_training(tmp_path):
     found = extractor(images, [BOXES, BOXES[:0], BOXES])
     for index in (0, 2):
         expected = trained_with(model, images[index], (64, 96))
-        torch.testing.assert_close(found[index].regions, expected[1:])
-        torch.testing.assert_close(found[index].whole, expected[0])
-    assert found[1].regions.shape == (0, extractor.feature_dim) == (0, 32)
-    assert not torch.allclose(found[0].whole, found[2].whole)
+        torch.testing.assert_close(found[index][0], expected[1:])
+        torch.testing.assert_close(found[index][1], expected[0])
+    assert found[1][0].shape == (0, extractor.feature_dim) == (0, 32)
+    assert not torch.allclose(found[0][1], found[2][1])
 
 
 def test_a_resnet_file_tells_its_shape(tmp_path):
@@ -86,15 +86,15 @@ def test_a_resnet_file_tells_its_shape(tmp_path):
     extractor = RegionExtractor.from_resnet_file(resnet_file(model, tmp_path / "r"))
     image = pictures()[0].resize((6, 4))
     (found,) = extractor([image], [BOXES / 10])
-    assert found.regions.shape == (2, 64)
-    torch.testing.assert_close(found.whole, trained_with(model, image, (600, 1000))[0])
+    assert found[0].shape == (2, 64)
+    torch.testing.assert_close(found[1], trained_with(model, image, (600, 1000))[0])
 
 
 def test_a_yaml_file_describes_another_resnet(tmp_path):
     model = branch(pixel_means=(9.0, 8.0, 7.0))
     extractor = RegionExtractor.from_resnet_file(resnet_file(model, tmp_path / "r"), CPU, config())
     (found,) = extractor(pictures()[:1], [BOXES])
-    torch.testing.assert_close(found.whole, trained_with(model, pictures()[0], (64, 96))[0])
+    torch.testing.assert_close(found[1], trained_with(model, pictures()[0], (64, 96))[0])
     with pytest.raises(CheckpointError, match="shapes differ from the configured model"):
         RegionExtractor.from_resnet_file(tmp_path / "r", CPU, config(IMAGE_WIDTH=8))
 
@@ -104,14 +104,14 @@ def test_a_picture_does_not_depend_on_the_others():
     extractor = RegionExtractor(branch(depth=50, width=64), CPU, (96, 96))
     (noise, _, _) = pictures()
     for found in extractor([noise] * 4, [BOXES] * 4):
-        assert torch.equal(found.regions, extractor([noise], [BOXES])[0].regions)
+        assert torch.equal(found[0], extractor([noise], [BOXES])[0][0])
 
 
 def test_very_small_and_very_long_pictures(tmp_path):
     extractor = RegionExtractor.from_checkpoint(config(), checkpoint_file(branch(), tmp_path / "c"), CPU)
     images = [Image.new("RGB", (1, 1)), Image.new("RGB", (2000, 20))]
     for found in extractor(images, [torch.zeros(1, 4), torch.zeros(1, 4)]):
-        assert found.regions.isfinite().all()
+        assert found[0].isfinite().all()
 
 
 def test_files_of_something_else(tmp_path):
@@ -119,12 +119,14 @@ def test_files_of_something_else(tmp_path):
     with pytest.raises(CheckpointError, match=r"c: not a ResNet of depth 18, .* have \(0, 0, 0, 0\) blocks"):
         RegionExtractor.from_resnet_file(checkpoint, CPU)
     with pytest.raises(
-        CheckpointError, match=r"r: has no image_feature_extractor\.backbone, it is no model that"
+        CheckpointError, match=r"r: has no image_feature_extractor\.backbone: its model does not read"
     ):
         RegionExtractor.from_checkpoint(config(), resnet_file(branch(), tmp_path / "r"), CPU)
     with pytest.raises(CheckpointError, match=r"c: .*shapes differ"):
         RegionExtractor.from_checkpoint(config(IMAGE_WIDTH=8), checkpoint, CPU)
     with pytest.raises(CheckpointError, match=r"c: does not belong to the configured model; .* names"):
         RegionExtractor.from_checkpoint(config(IMAGE_NUM_LAYERS=34), checkpoint, CPU)
-    with pytest.raises(ConfigError, match="IMAGE_FEAT_PRECOMPUTED: true: this model reads features"):
+    with pytest.raises(
+        ConfigError, match="IMAGE_FEAT_PRECOMPUTED: true: this model reads precomputed features"
+    ):
         RegionExtractor.from_checkpoint(config(IMAGE_FEAT_PRECOMPUTED=True), checkpoint, CPU)

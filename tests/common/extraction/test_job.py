@@ -11,14 +11,12 @@ from PIL import Image
 
 from common.data.regions.packed_format import PackedRegions
 from common.data.regions.reader import RegionStore
-from common.data.regions.sources import BoxFile
-from common.data.regions.types import FoundRegions
+from common.data.regions.sources import RegionSource
+from common.data.regions.types import Regions
 from common.errors import DataError, UsageError
 from common.extraction import job as extraction
-from common.extraction.batching import computed_together
-from common.extraction.features import PooledFeatures
-from common.extraction.job import Extraction, Recipe, class_scores, list_images
-from common.extraction.resume import continued
+from common.extraction.job import Extraction, Recipe, class_distribution, list_images
+from common.extraction.resume import resumable_folder
 from scripts import pack_regions
 
 CPU = torch.device("cpu")
@@ -37,10 +35,7 @@ class Colours:
     def __call__(self, images, boxes):
         Colours.seen += [image.getpixel((0, 0))[0] for image in images]
         colours = [self._scale * torch.tensor(image.getpixel((0, 0))).float() for image in images]
-        return [
-            PooledFeatures(colour.repeat(len(own), 1), colour)
-            for colour, own in zip(colours, boxes, strict=True)
-        ]
+        return [(colour.repeat(len(own), 1), colour) for colour, own in zip(colours, boxes, strict=True)]
 
 
 class Corner:
@@ -53,7 +48,7 @@ class Corner:
         if images[0].width > 100:
             raise DataError("too wide")
         return [
-            FoundRegions(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([3]), torch.tensor([0.75]))
+            Regions(torch.tensor([[0.0, 0, 1, 1]]), class_ids=torch.tensor([3]), scores=torch.tensor([0.75]))
             for _ in images
         ]
 
@@ -70,10 +65,10 @@ def folder(tmp_path):
 
 def work(folder, **changes):
     options = {
-        "place": str(folder),
-        "pictures": list_images(str(folder)),
+        "root": str(folder),
+        "images": list_images(str(folder)),
         "boxes": None,
-        "recipe": Recipe(Colours, Corner, classes=True),
+        "recipe": Recipe(Colours, Corner, class_scores=True),
         "devices": [CPU],
         "batch_size": 3,
     }
@@ -82,7 +77,7 @@ def work(folder, **changes):
 
 def colours(place, keys, packed=""):
     store = RegionStore(str(place), packed, feature_dim=F)
-    return [store.read(key, features=True, classes=True).features[0, 0].item() for key in keys]
+    return [store.read(key, features=True, class_scores=True).features[0, 0].item() for key in keys]
 
 
 def test_pictures_of_a_folder_and_of_an_archive(folder, tmp_path):
@@ -105,9 +100,9 @@ def test_pictures_of_a_folder_and_of_an_archive(folder, tmp_path):
     assert list(list_images(f"{tmp_path}/a.zip")) == [f"in/{name}" for name in names]
     found = list_images(f"{tmp_path}/a.zip@/in")
     assert found["p_003"] == f"{tmp_path}/a.zip@/in/p_003.png"
-    work(folder, pictures=found).to_folder(tmp_path / "out")
+    work(folder, images=found).to_folder(tmp_path / "out")
     assert colours(tmp_path / "out", names) == numbers
-    work(folder, pictures=found).to_packed_file(tmp_path / "out.packed", "float32", F)
+    work(folder, images=found).to_packed_file(tmp_path / "out.packed", "float32", F)
     assert colours("out", names, str(tmp_path / "out.packed")) == numbers
 
 
@@ -116,7 +111,7 @@ def test_names_that_windows_packs(folder, tmp_path):
         archive.write(folder / "p_004.png", "a\\p.png")
     found = list_images(f"{tmp_path}/a.zip")
     assert list(found) == ["a/p"]
-    work(folder, pictures=found).to_folder(tmp_path / "out")
+    work(folder, images=found).to_folder(tmp_path / "out")
     assert colours(tmp_path / "out", ["a/p"]) == [4]
     with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
         archive.write(folder / "p_004.png", "a/p.png")
@@ -140,26 +135,30 @@ def test_pictures_that_cannot_be_told_apart(folder, tmp_path):
     with pytest.raises(DataError, match="none: no such folder"):
         list_images(str(tmp_path / "none"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty: has no pictures; expected files \.jpg"):
+    with pytest.raises(DataError, match=r"empty: has no images; expected files \.jpg"):
         list_images(str(tmp_path / "empty"))
 
 
 def test_class_scores_are_distributions():
-    found = FoundRegions(torch.zeros(3, 4), torch.tensor([3, 0, 80]), torch.tensor([0.75, 1.0, 1.0]))
-    scores = class_scores(found)
+    found = Regions(
+        torch.zeros(3, 4),
+        class_ids=torch.tensor([3, 0, 80]),
+        scores=torch.tensor([0.75, 1.0, 1.0]),
+    )
+    scores = class_distribution(found.class_ids, found.scores)
     assert scores.shape == (3, 81)
     assert scores.sum(dim=1).tolist() == [1, 1, 1]
     assert [scores[0, 3], scores[0, 0], scores[1, 0], scores[2, 80]] == [0.75, 0.25, 1, 1]
-    assert class_scores(FoundRegions(torch.zeros(0, 4), found.classes[:0], found.scores[:0])).shape == (0, 81)
+    assert class_distribution(found.class_ids[:0], found.scores[:0]).shape == (0, 81)
 
 
 def test_both_outputs_hold_the_same(folder, tmp_path):
     names = [f"p_{number:03d}" for number in range(7)]
     assert work(folder).to_folder(tmp_path / "out") == 0
-    found = RegionStore(str(tmp_path / "out"), feature_dim=F).read("p_002", features=True, classes=True)
+    found = RegionStore(str(tmp_path / "out"), feature_dim=F).read("p_002", features=True, class_scores=True)
     assert found.boxes.tolist() == [[0, 0, 1, 1]]
     assert (found.features.tolist(), found.image_feature.tolist()) == ([[2, 0, 9]], [2, 0, 9])
-    assert (found.size, found.classes[0, 3]) == ((10, 6), 0.75)
+    assert (found.image_size, found.class_scores[0, 3]) == ((10, 6), 0.75)
     assert work(folder).to_packed_file(tmp_path / "out.packed", "float32", F) == 0
     assert colours("out", names, str(tmp_path / "out.packed")) == list(range(7))
     flags = [str(tmp_path / "out"), "--out", str(tmp_path / "again"), "--feature-dim", str(F), "--classes"]
@@ -181,7 +180,7 @@ def test_what_is_there_is_not_done_again(folder, tmp_path, caplog):
     work(folder).to_folder(out)
     assert Colours.seen == [4]
     assert files(out) == whole
-    assert "7 pictures, 6 of them are done already" in caplog.messages
+    assert "7 images, 6 of them done already" in caplog.messages
     work(folder).to_folder(out)
     assert Colours.seen == []
 
@@ -199,8 +198,8 @@ def test_what_is_done_is_never_written_again(folder, tmp_path):
 BEGUN = {"--weights": "1", "--boxes": "2"}
 
 
-@pytest.mark.parametrize(("device", "seen"), [("cpu", [4]), ("cuda", [3, 4, 5])])
-def test_a_batch_of_a_gpu_is_computed_whole_and_written_where_missing(folder, tmp_path, device, seen):
+@pytest.mark.parametrize(("device", "seen"), [("cpu", [4]), ("cuda", [4])])
+def test_extraction_computes_only_missing_images(folder, tmp_path, device, seen):
     out = tmp_path / "out"
     on_device = work(folder, devices=[torch.device(device)])  # the stand-ins compute anywhere
     on_device.to_folder(out)
@@ -214,12 +213,6 @@ def test_a_batch_of_a_gpu_is_computed_whole_and_written_where_missing(folder, tm
     assert colours(out, ["p_004"]) == [4]
 
 
-def test_what_runs_together():
-    keys = ["a", "b", "a"]
-    assert computed_together(keys, "cuda") == [[0, 2], [1]]
-    assert computed_together(keys, "cpu") == [[0], [1], [2]]
-
-
 def test_a_folder_is_continued_with_the_same_arguments(folder, tmp_path, caplog):
     out, other = tmp_path / "out", tmp_path / "other"
     work(folder, arguments=BEGUN).to_folder(out)
@@ -229,7 +222,8 @@ def test_a_folder_is_continued_with_the_same_arguments(folder, tmp_path, caplog)
         ({"--boxes": "3", "--classes": "True"}, "--boxes, --classes"),
     ):
         with pytest.raises(
-            UsageError, match=f"out: was begun with other arguments: {flags}; give the same or another --out"
+            UsageError,
+            match=f"out: was started with other arguments: {flags}; use the same or another --out",
         ):
             work(folder, arguments=BEGUN | changes).to_folder(out)
     work(folder, arguments=BEGUN).to_folder(out)
@@ -241,9 +235,9 @@ def test_a_folder_is_continued_with_the_same_arguments(folder, tmp_path, caplog)
     work(other, arguments=BEGUN | {"--boxes": "3"}).to_folder(out)
     (other / "q.png").rename(other / "p_004.png")
     with pytest.raises(
-        UsageError, match=f"out: holds p_004 of the pictures in {folder} or {other}; give another"
+        UsageError, match=f"out: already holds p_004 of the images in {folder} or {other}; use another"
     ):
-        work(tmp_path, pictures={"p_004": f"{other}/p_004.png"}, place="x", arguments=BEGUN).to_folder(out)
+        work(tmp_path, images={"p_004": f"{other}/p_004.png"}, root="x", arguments=BEGUN).to_folder(out)
     assert not caplog.messages
 
 
@@ -256,13 +250,11 @@ def test_arguments_count_once_something_is_written(folder, tmp_path, caplog):
             return job.to_packed_file(where, "float32", F) if packed else job.to_folder(where)
 
         with pytest.raises(DataError, match="not finite"):
-            start(arguments=BEGUN, recipe=Recipe(partial(Colours, scale=np.nan), Corner, classes=True))
+            start(arguments=BEGUN, recipe=Recipe(partial(Colours, scale=np.nan), Corner, class_scores=True))
         start(arguments={"--weights": "9"})
     (tmp_path / "out" / ".arguments").unlink()
     work(folder, arguments=BEGUN).to_folder(tmp_path / "out")
-    assert caplog.messages == [
-        f"{tmp_path}/out: does not say what its files were made with; they are taken as they are"
-    ]
+    assert caplog.messages == [f"{tmp_path}/out: the arguments of its files are unknown; they are kept"]
 
 
 def test_packing_continues(folder, tmp_path):
@@ -276,14 +268,14 @@ def test_packing_continues(folder, tmp_path):
         assert (tmp_path / "whole.packed").read_bytes() == whole
         (tmp_path / "whole.packed").unlink()
     (tmp_path / "whole.packed.partial").write_bytes(whole)
-    with pytest.raises(UsageError, match=r"whole\.packed: was begun with other arguments: --dtype;"):
+    with pytest.raises(UsageError, match=r"whole\.packed: was started with other arguments: --dtype;"):
         job.to_packed_file(tmp_path / "whole.packed", "float32", F)
-    with pytest.raises(UsageError, match=r"whole\.packed: was begun with other arguments: --weights; give"):
+    with pytest.raises(UsageError, match=r"whole\.packed: was started with other arguments: --weights; use"):
         work(folder, arguments={**BEGUN, "--weights": "9"}).to_packed_file(
             tmp_path / "whole.packed", "float16", F + 1
         )
     (folder / "p_002.png").unlink()
-    with pytest.raises(UsageError, match="partial holds p_002, which is no picture any more"):
+    with pytest.raises(UsageError, match="partial holds p_002, which is no longer an image"):
         work(folder, arguments=BEGUN).to_packed_file(tmp_path / "whole.packed", "float16", F)
 
 
@@ -304,7 +296,7 @@ def test_bad_pictures_stop_it_or_are_left_out(folder, tmp_path, caplog, packed):
     with pytest.raises(DataError, match=r"p_001\.png: .*the file is empty\) \(--on-bad skip leaves such"):
         start()
     assert start(skip_bad=True) == 2
-    assert [message[:8] for message in caplog.messages if "left out" in message] == ["left out"] * 2
+    assert [message[:7] for message in caplog.messages if "skipped" in message] == ["skipped"] * 2
     assert (
         colours("out", ["p_006"], str(out)) == [6] if packed else colours(tmp_path / "out", ["p_006"]) == [6]
     )
@@ -324,7 +316,7 @@ def test_what_a_finder_cannot_look_at_is_left_out(folder, tmp_path):
 def test_nothing_can_be_used(folder, tmp_path):
     for path in folder.glob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="none of 7 pictures can be used"):
+    with pytest.raises(DataError, match="none of 7 images can be used"):
         work(folder, skip_bad=True).to_packed_file(tmp_path / "a.packed", "float32", F)
     assert not (tmp_path / "a.packed").exists()
 
@@ -336,29 +328,31 @@ def test_boxes_that_are_given(folder, tmp_path):
         (boxes / f"p_{number:03d}.json").write_text(f'{{"boxes": [[0, 0, {number}, 5]], "classes": ["car"]}}')
     (boxes / "p_003.json").write_text("[[8, 8, 1, 1]]")
     (boxes / "p_004.json").unlink()
-    job = work(folder, boxes=BoxFile(str(boxes)), recipe=Recipe(Colours, None, classes=True), skip_bad=True)
+    job = work(
+        folder, boxes=RegionSource(str(boxes)), recipe=Recipe(Colours, None, class_scores=True), skip_bad=True
+    )
     assert job.to_folder(tmp_path / "out") == 2
-    found = RegionStore(str(tmp_path / "out")).read("p_006", features=False, classes=True)
-    assert (found.boxes.tolist(), found.classes[0, 3]) == ([[0, 0, 6, 5]], 1)
+    found = RegionStore(str(tmp_path / "out")).read("p_006", features=False, class_scores=True)
+    assert (found.boxes.tolist(), found.class_scores[0, 3]) == ([[0, 0, 6, 5]], 1)
     with pytest.raises(DataError, match=r"p_003\.json: box 0, .*, is empty"):
-        work(folder, boxes=BoxFile(str(boxes)), recipe=Recipe(Colours, None, classes=True)).to_folder(
-            tmp_path / "more"
-        )
+        work(
+            folder, boxes=RegionSource(str(boxes)), recipe=Recipe(Colours, None, class_scores=True)
+        ).to_folder(tmp_path / "more")
 
 
 def test_numbers_that_cannot_be_stored(folder, tmp_path):
-    huge = Recipe(partial(Colours, scale=1e5), Corner, classes=False)
+    huge = Recipe(partial(Colours, scale=1e5), Corner, class_scores=False)
     with pytest.raises(DataError, match=r"p_000\.png: holds numbers too large for torch\.float16"):
         work(folder, recipe=huge).to_packed_file(tmp_path / "a.packed", "float16", F)
-    broken = Recipe(partial(Colours, scale=np.nan), Corner, classes=False)
-    with pytest.raises(DataError, match=r"p_000\.png: its features are not finite; are the weights right"):
+    broken = Recipe(partial(Colours, scale=np.nan), Corner, class_scores=False)
+    with pytest.raises(DataError, match=r"p_000\.png: its features are not finite; check the weights"):
         work(folder, recipe=broken).to_folder(tmp_path / "out")
 
 
 def test_names_of_many_digits(folder, tmp_path):
     digits = "9" * 24
     (folder / "p_003.png").rename(folder / f"{digits}.png")
-    work(folder, pictures={digits: f"{folder}/{digits}.png", "7": f"{folder}/p_002.png"}).to_folder(
+    work(folder, images={digits: f"{folder}/{digits}.png", "7": f"{folder}/p_002.png"}).to_folder(
         tmp_path / "out"
     )
     ids = {path.stem: json.loads(path.read_text())["image_id"] for path in (tmp_path / "out").glob("*.json")}
@@ -367,7 +361,7 @@ def test_names_of_many_digits(folder, tmp_path):
 
 def test_other_errors_are_not_those_of_the_folder(tmp_path):
     for error in (BlockingIOError("no process"), OSError("no memory")):
-        with pytest.raises(type(error), match=str(error)), continued(tmp_path / "out", [], "", {}):
+        with pytest.raises(type(error), match=str(error)), resumable_folder(tmp_path / "out", [], "", {}):
             raise error
 
 
@@ -377,14 +371,17 @@ def test_a_file_that_cannot_be_written(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(extraction, "replace_file", full)
     with pytest.raises(
-        DataError, match=r"p_000\.json: cannot be written \(No space .*the same command continues"
+        DataError, match=r"p_000\.json: cannot be written \(No space .*rerun the same command to resume"
     ):
         work(folder).to_folder(tmp_path / "out")
 
 
 def test_two_processes_do_not_write_one_folder(folder, tmp_path):
     out = tmp_path / "out"
-    with continued(out, [], "", {}), pytest.raises(UsageError, match="out: another process is writing it"):
+    with (
+        resumable_folder(out, [], "", {}),
+        pytest.raises(UsageError, match="out: another process is writing"),
+    ):
         work(folder).to_folder(out)
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="file: cannot be written"):

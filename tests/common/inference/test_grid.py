@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from common.cli.box_flags import add_box_flags, boxes_from_flags, finder_from_flags
-from common.data.regions.json_format import region_record
-from common.data.regions.sources import BoxFile
-from common.data.regions.types import FoundRegions, Regions
+from common.data.regions.json_format import encode_regions
+from common.data.regions.sources import RegionSource
+from common.data.regions.types import Regions
 from common.errors import UsageError
 from common.inference.grid import GRID, GridDetector, regions_of
 
@@ -28,7 +28,7 @@ def test_a_grid_covers_the_picture_and_says_so_once(caplog):
     ]  # fmt: skip
     assert first.boxes[5:8].tolist() == [[0, 0, 49, 19], [25, 0, 74, 19], [50, 0, 99, 19]]
     assert first.boxes[-1].tolist() == [50, 20, 99, 39]
-    assert len(first.boxes) == len(GRID) == len(first.classes) == len(first.scores)
+    assert len(first.boxes) == len(GRID) == len(first.class_ids) == len(first.scores)
     assert second.boxes.unique().tolist() == [0]
 
 
@@ -42,14 +42,14 @@ def test_regions_of_all_sources(tmp_path):
     boxes = torch.tensor([[1.0, 2, 3, 4]])
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"boxes": boxes.tolist(), "classes": ["car"]}))
-    looked = FoundRegions(boxes, torch.tensor([3]), torch.ones(1))
+    looked = Regions(boxes, class_ids=torch.tensor([3]), scores=torch.ones(1))
     tensors = {"boxes": boxes, "classes": torch.tensor([3])}
     for source in (looked, path, str(path), tmp_path, {"boxes": boxes, "classes": [3]}, tensors):
-        regions, classes = regions_of(source, "folder/x.png", size)
-        assert (regions.boxes.tolist(), classes.tolist()) == ([[1, 2, 3, 4]], [3])
-        assert (regions.features, regions.size) == (None, size)
+        regions = regions_of(source, "folder/x.png", size)
+        assert (regions.boxes.tolist(), regions.class_ids.tolist()) == ([[1, 2, 3, 4]], [3])
+        assert (regions.features, regions.image_size) == (None, size)
     for source in (boxes, boxes.tolist(), np.array([[1, 2, 3, 4]]), ((1, 2, 3, 4),)):
-        assert regions_of(source, "x", size)[1].tolist() == [0]
+        assert regions_of(source, "x", size).class_ids.tolist() == [0]
 
 
 def test_an_open_file_is_read_once(tmp_path):
@@ -57,10 +57,10 @@ def test_an_open_file_is_read_once(tmp_path):
     path.write_text(
         json.dumps([{"image_id": 9, "bbox": [1, 2, 2, 2]}, {"image_id": 4, "bbox": [1, 1, 1, 1]}])
     )
-    opened = BoxFile(str(path))
+    opened = RegionSource(str(path))
     path.unlink()
     for name, box in (("in/9.png", [1, 2, 3, 4]), ("4.png", [1, 1, 2, 2])):
-        assert regions_of(opened, name, (10, 10))[0].boxes.tolist() == [box]
+        assert regions_of(opened, name, (10, 10)).boxes.tolist() == [box]
 
 
 def test_the_boxes_of_one_picture_are_not_for_several(tmp_path):
@@ -78,12 +78,12 @@ def test_the_boxes_of_one_picture_are_not_for_several(tmp_path):
 
 
 def test_a_region_file_brings_its_features(tmp_path):
-    stored = Regions(torch.tensor([[1.0, 2, 3, 4]]), torch.ones(1, 6), torch.zeros(6), (10, 10), None)
-    (tmp_path / "x.json").write_text(json.dumps(region_record("x", stored)))
-    regions, _ = regions_of(tmp_path / "x.json", "x.png", (10, 10), 6)
+    stored = Regions(torch.tensor([[1.0, 2, 3, 4]]), torch.ones(1, 6), torch.zeros(6), image_size=(10, 10))
+    (tmp_path / "x.json").write_text(json.dumps(encode_regions("x", stored)))
+    regions = regions_of(tmp_path / "x.json", "x.png", (10, 10), 6)
     assert (regions.features.tolist(), regions.image_feature.tolist()) == ([[1.0] * 6], [0.0] * 6)
-    assert regions_of(tmp_path / "x.json", "x.png", (10, 10), None)[0].features is None
-    assert regions_of(BoxFile(str(tmp_path)), "x.png", (10, 10), 6)[0].features.tolist() == [[1.0] * 6]
+    assert regions_of(tmp_path / "x.json", "x.png", (10, 10), None).features is None
+    assert regions_of(RegionSource(str(tmp_path)), "x.png", (10, 10), 6).features.tolist() == [[1.0] * 6]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.regions.json_format import json_regions
+from common.data.regions.json_format import decode_regions
 from common.data.regions.packed_format import HEADER_BYTES, PackedHeader, PackedRegions, PackedWriter
 from common.data.regions.reader import RegionFiles, RegionStore, parent_location, source_name
 from common.errors import ConfigError, DataError
@@ -36,7 +36,7 @@ def write_packed(path, records, dtype="float32", classes=True, complete=True):
     with open(path, "w+b") as file:
         writer = PackedWriter(file, header)
         for key, one in records.items():
-            writer.add(key, json_regions(one, key, F, features=True, classes=classes))
+            writer.add(key, decode_regions(one, key, F, features=True, class_scores=classes))
         if complete:
             writer.finish(0)
     return str(path)
@@ -63,20 +63,20 @@ def places(tmp_path):
 @pytest.mark.parametrize("form", ["folder", "zip", "packed"])
 def test_all_forms_hold_the_same(places, form):
     store = RegionStore(*places[form], feature_dim=F)
-    two = store.read(9, features=True, classes=True)
+    two = store.read(9, features=True, class_scores=True)
     assert two.boxes.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert two.features.tolist() == [[0.5, 1.5, 2.5, 3.5, 4.5, 5.5], [6.5, 7.5, 8.5, 9.5, 10.5, 11.5]]
-    assert two.classes.tolist() == [[0, 0.125, 0.25], [0.375, 0.5, 0.625]]
-    assert (two.image_feature, two.size) == (None, (640, 480))
+    assert two.class_scores.tolist() == [[0, 0.125, 0.25], [0.375, 0.5, 0.625]]
+    assert (two.image_feature, two.image_size) == (None, (640, 480))
     one = store.read("12", features=True)
     assert one.image_feature.tolist() == [0, 1, 2, 3, 4, 5]
     assert one.features.tolist() == [[0.5, 1.5, 2.5, 3.5, 4.5, 5.5]]
-    assert (one.size, one.classes) == (None, None)
+    assert (one.image_size, one.class_scores) == (None, None)
     none = store.read(100, features=True)
     assert (none.boxes.shape, none.features.shape) == ((0, 4), (0, F))
-    only = store.read(12, features=False, classes=True)
+    only = store.read(12, features=False, class_scores=True)
     assert (only.features, only.image_feature) == (None, None)
-    assert only.classes.tolist() == [[0, 0.125, 0.25]]
+    assert only.class_scores.tolist() == [[0, 0.125, 0.25]]
     assert {value.dtype for value in two if isinstance(value, torch.Tensor)} == {torch.float32}
 
 
@@ -114,7 +114,7 @@ NAN, INF = np.float32("nan"), np.float32("inf")
     ("changes", "message"),
     [
         ({"num_boxes": None}, "has no num_boxes"),
-        ({"num_boxes": -1}, "num_boxes is -1; expected a whole number of at least 0"),
+        ({"num_boxes": -1}, "num_boxes is -1; expected an integer >= 0"),
         ({"num_boxes": "2"}, "num_boxes is '2'"),
         ({"num_boxes": True}, "num_boxes is True"),
         ({"num_boxes": 1}, "boxes holds 32 bytes, .*; expected 1 x 4 float32 numbers, 16 bytes"),
@@ -125,7 +125,7 @@ NAN, INF = np.float32("nan"), np.float32("inf")
         ({"boxes": "ä"}, "boxes is not base64"),
         (
             {"boxes": encode(range(8), "<f8")},
-            "64 bytes, as many as float64 takes: write it as '<f4'; expected",
+            "64 bytes, the size of float64: write it as '<f4'; expected",
         ),
         ({"boxes": encode([0, 1, 2, 3, 4, NAN, 6, 7])}, "boxes holds nan at row 1, column 1"),
         ({"features": None}, "has no features"),
@@ -138,7 +138,7 @@ NAN, INF = np.float32("nan"), np.float32("inf")
         ({"classes": encode(range(7))}, "classes holds 28 bytes; expected 2 x 3"),
         ({"classes": None}, "has no classes"),
         ({"classes": ""}, "classes holds 0 bytes; expected 2 x 1 float32 numbers"),
-        ({"image_w": 0}, "image_w is 0; expected a whole number of at least 1"),
+        ({"image_w": 0}, "image_w is 0; expected an integer >= 1"),
         ({"image_h": None}, "has no image_h"),
     ],
 )
@@ -146,7 +146,7 @@ def test_wrong_records_name_the_file(tmp_path, changes, message):
     (tmp_path / "9.json").write_text(json.dumps(record(**changes)))
     store = RegionStore(str(tmp_path), feature_dim=F)
     with pytest.raises(DataError, match=rf"9\.json: .*{message}"):
-        store.read(9, features=True, classes=True)
+        store.read(9, features=True, class_scores=True)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_float16(tmp_path):
     path = write_packed(
         tmp_path / "p", {"9": record(features=encode(values), boxes=encode(boxes))}, "float16"
     )
-    found = PackedRegions(path).read(9, F, features=True, classes=True)
+    found = PackedRegions(path).read(9, F, features=True, class_scores=True)
     assert found.features.flatten().tolist() == values.astype(np.float16).astype(np.float32).tolist()
     assert found.boxes.flatten().tolist() == boxes.tolist()  # never rounded
     with pytest.raises(ValueError, match=r"too large for torch\.float16"):
@@ -183,11 +183,11 @@ def test_float16(tmp_path):
 def test_ids_are_names_of_any_length(tmp_path):
     records = {"7": record(1), "00000042": record(0), "名": record(2)}
     packed = PackedRegions(write_packed(tmp_path / "p", records))
-    read = {key: len(packed.read(key, F, features=True, classes=True).boxes) for key in records}
+    read = {key: len(packed.read(key, F, features=True, class_scores=True).boxes) for key in records}
     assert read == {"7": 1, "00000042": 0, "名": 2}
     for absent in ("42", "8", "000000421"):
         with pytest.raises(DataError, match=f"p, image {absent}: not in this file, packed from set"):
-            packed.read(absent, F, features=True, classes=False)
+            packed.read(absent, F, features=True, class_scores=False)
 
 
 def test_every_changed_byte_is_noticed(tmp_path, places):
@@ -198,7 +198,7 @@ def test_every_changed_byte_is_noticed(tmp_path, places):
         with pytest.raises(DataError, match=r"packed.* damaged"):  # noqa: PT012
             packed = PackedRegions(str(path))
             for image_id in (9, 12, 100):
-                packed.read(image_id, F, features=True, classes=True)
+                packed.read(image_id, F, features=True, class_scores=True)
 
 
 @pytest.mark.parametrize(
@@ -206,8 +206,8 @@ def test_every_changed_byte_is_noticed(tmp_path, places):
     [
         (lambda data: data[:-8], "has 4480 bytes, not 4488; copy it again"),
         (lambda data: data[:100], "packed: Invalid JSON"),
-        (lambda data: b"", "not a file that scripts/pack_regions.py made"),
-        (lambda data: b"PK" + data, "not a file that scripts/pack_regions.py made"),
+        (lambda data: b"", "not a file that scripts/pack_regions.py wrote"),
+        (lambda data: b"PK" + data, "not a file that scripts/pack_regions.py wrote"),
         (lambda data: data.replace(b'"version":1', b'"version":2'), "version: Input should be 1"),
     ],
 )
@@ -222,18 +222,16 @@ def test_packed_files_that_do_not_fit_are_refused(tmp_path, places, caplog):
     with pytest.raises(DataError, match="none: cannot be read"):
         RegionStore("set", str(tmp_path / "none"))
     write_packed(tmp_path / "begun", {"9": record()}, complete=False)
-    with pytest.raises(DataError, match="begun: packing did not come to its end"):
+    with pytest.raises(DataError, match="begun: packing has not finished"):
         RegionStore("set", str(tmp_path / "begun"))
     with pytest.raises(DataError, match="packed: its features have 6 numbers; expected 2048"):
         RegionStore("set", places["packed"][1]).read(9, features=True)
     plain = write_packed(tmp_path / "plain", {"9": record()}, classes=False)
     with pytest.raises(DataError, match="plain: has no class scores; pack again with --classes"):
-        RegionStore("set", plain).read(9, features=False, classes=True)
+        RegionStore("set", plain).read(9, features=False, class_scores=True)
     assert caplog.messages == []
     RegionStore("data/set_36.zip@/set_36", plain)
-    assert caplog.messages == [
-        f"{plain}: was packed from set, and is read in place of data/set_36.zip@/set_36"
-    ]
+    assert caplog.messages == [f"{plain}: was packed from set and replaces data/set_36.zip@/set_36"]
 
 
 def test_missing_places_are_named_at_once(tmp_path):
@@ -247,10 +245,10 @@ def test_files_by_path(places, form):
     files = pickle.loads(pickle.dumps(RegionFiles(packed, feature_dim=F)))
     path = f"{place}/9.json"
     files.check(path)
-    two = files.read(path, features=True, classes=True)
+    two = files.read(path, features=True, class_scores=True)
     assert two.boxes.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert two.features[1].tolist() == [6.5, 7.5, 8.5, 9.5, 10.5, 11.5]
-    assert two.classes.tolist() == [[0, 0.125, 0.25], [0.375, 0.5, 0.625]]
+    assert two.class_scores.tolist() == [[0, 0.125, 0.25], [0.375, 0.5, 0.625]]
     assert files.read(path, features=False).features is None
 
 
@@ -287,7 +285,7 @@ def test_parts_of_a_set_may_be_packed_one_by_one(tmp_path):
     files = RegionFiles(f"{tmp_path}/0+{tmp_path}/1", feature_dim=F)
     for part in (0, 1):
         path = f"set.{part}.zip@/{part}.json"
-        files.check(path, classes=True)
+        files.check(path, class_scores=True)
         assert len(files.read(path, features=True).boxes) == part + 1
     with pytest.raises(DataError, match=r"set\.1\.zip@/2\.json: not in .*/0, .*/1$"):
         files.read("set.1.zip@/2.json", features=True)
@@ -296,7 +294,7 @@ def test_parts_of_a_set_may_be_packed_one_by_one(tmp_path):
 def test_all_parts_of_a_set_have_what_is_asked_for(tmp_path):
     paths = [write_packed(tmp_path / str(part), {"9": record()}, classes=part == 0) for part in (0, 1)]
     with pytest.raises(DataError, match="1: has no class scores"):
-        RegionFiles("+".join(paths), feature_dim=F).check("set/9.json", classes=True)
+        RegionFiles("+".join(paths), feature_dim=F).check("set/9.json", class_scores=True)
 
 
 @pytest.mark.parametrize("names", ["a+", "+a", "a++b", "+"])

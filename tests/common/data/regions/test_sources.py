@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from common.data.coco import CLASS_NAMES, CLASS_OF_CATEGORY
-from common.data.regions.json_format import region_record
+from common.data.regions.json_format import encode_regions
 from common.data.regions.packed_format import PackedHeader, packed_file
-from common.data.regions.sources import BoxFile, boxes_of
+from common.data.regions.sources import RegionSource, clip_to_image, parse_boxes
 from common.data.regions.types import Regions
 from common.errors import DataError
 
@@ -49,9 +49,10 @@ def detections():
 
 
 def found(path, name="x.jpg", size=SIZE):
-    boxes, classes, scores = BoxFile(path).of(name).on(size)
-    assert (boxes.dtype, classes.dtype, scores.dtype) == (torch.float32, torch.int64, torch.float32)
-    return boxes.tolist(), classes.tolist(), scores.tolist()
+    regions = clip_to_image(RegionSource(path).read(name), size)
+    columns = (regions.boxes, regions.class_ids, regions.scores)
+    assert [column.dtype for column in columns] == [torch.float32, torch.int64, torch.float32]
+    return tuple(column.tolist() for column in columns)
 
 
 def test_lists(write):
@@ -69,41 +70,43 @@ def test_lists(write):
 def test_arrays_and_tensors():
     row = np.array([1, 2, 3, 4])
     for value in (row[None], torch.tensor([[1.0, 2, 3, 4]]), ((1, 2, 3, 4),), [row], [tuple(row)]):
-        assert boxes_of(value, "mine").on(SIZE).boxes.tolist() == [[1, 2, 3, 4]]
+        assert clip_to_image(parse_boxes(value, "mine"), SIZE).boxes.tolist() == [[1, 2, 3, 4]]
 
 
 def region_file(columns=81, score=0.75, others=0):
     classes = torch.full((2, columns), float(others))
     classes[0, CAR], classes[1, 0] = score, 1
     boxes = torch.tensor([[1.0, 2, 3, 4], [0, 0, 5, 5]])
-    return region_record(9, Regions(boxes, torch.ones(2, 6), torch.ones(6), SIZE, classes))
+    return encode_regions(
+        9, Regions(boxes, torch.ones(2, 6), torch.ones(6), class_scores=classes, image_size=SIZE)
+    )
 
 
 def test_region_files(write):
     path = write(region_file())
     assert found(path) == ([[1, 2, 3, 4], [0, 0, 5, 5]], [CAR, 0], [0.75, 1])
-    assert BoxFile(path).of("x.jpg").features is None
-    given = BoxFile(path).of("x.jpg", feature_dim=6)
+    assert RegionSource(path).read("x.jpg").features is None
+    given = RegionSource(path).read("x.jpg", feature_dim=6)
     assert (given.features.shape, given.image_feature.shape) == ((2, 6), (6,))
     assert found(write(region_file(1601)))[1] == [0, 0]  # other classes than COCO's
-    with pytest.raises(DataError, match=r"of a picture of \(100, 50\) pixels .* the picture has \(50, 100\)"):
+    with pytest.raises(DataError, match=r"for an image of \(100, 50\) pixels .* the image has \(50, 100\)"):
         found(path, size=(50, 100))
     with pytest.raises(DataError, match="image_box_feature holds 24 bytes; expected 1 x 7"):
-        BoxFile(path).of("x.jpg", feature_dim=7)
+        RegionSource(path).read("x.jpg", feature_dim=7)
 
 
 def test_annotations_of_coco(write, caplog):
     path = write(instances())
     assert found(path) == ([[10, 20, 40, 25], [1, 2, 4, 6]], [BALL, 0], [1, 1])
-    assert "1 categories are not of COCO's 80, their boxes have no class: helmet" in caplog.messages[0]
+    assert "1 categories are not among COCO's 80, and their boxes have no class: helmet" in caplog.messages[0]
     assert found(path, "y.jpg")[0] == [[0, 0, 0.5, 1]]
-    assert not BoxFile(path).is_single_image
+    assert not RegionSource(path).is_single_image
     with pytest.raises(DataError, match=r"b\.json: has no image with the file_name z\.jpg"):
         found(path, "z.jpg")
     numbered = instances(categories=[])  # COCO's own numbers
     assert found(write(numbered))[1] == [CLASS_OF_CATEGORY[3], CLASS_OF_CATEGORY[7]]
     with pytest.raises(DataError, match="two images have the same file_name"):
-        BoxFile(write(instances(images=[{"id": 1, "file_name": "a/x"}, {"id": 2, "file_name": "b/x"}])))
+        RegionSource(write(instances(images=[{"id": 1, "file_name": "a/x"}, {"id": 2, "file_name": "b/x"}])))
 
 
 def test_annotations_of_a_picture_of_another_size(write):
@@ -111,7 +114,7 @@ def test_annotations_of_a_picture_of_another_size(write):
     path = write(instances(images=images, categories=[]))
     assert len(found(path, size=(200, 100))[0]) == 2
     with pytest.raises(
-        DataError, match=r"image 9: its boxes are of a picture of \(200, 100\) pixels .* \(100, 50\)"
+        DataError, match=r"image 9: its boxes are for an image of \(200, 100\) pixels .* \(100, 50\)"
     ):
         found(path)
     assert found(path, "y.jpg")[0]
@@ -162,7 +165,7 @@ def test_a_folder_or_an_archive_has_a_file_for_each_picture(write, tmp_path):
             archive.write(tmp_path / "9.json", f"{place.partition('zip@/')[2] or '.'}/9.json")
         assert found(place, "COCO_val2014_000000000009.jpg")[0] == [[3, 4, 5, 6]]  # as VQA names them
     assert found(str(tmp_path), "COCO_val2014_000000000009.jpg")[0] == [[3, 4, 5, 6]]
-    assert BoxFile(str(tmp_path)).of("x_9.jpg", "y").boxes.tolist() == [[5, 6, 7, 8]]
+    assert RegionSource(str(tmp_path)).read("x_9.jpg", "y").boxes.tolist() == [[5, 6, 7, 8]]
     write([[7, 7, 9, 9]], "x_9.json")
     assert found(str(tmp_path), "x_9.jpg")[0] == [[7, 7, 9, 9]]
     with pytest.raises(DataError, match=r"has no z\.json for z\.jpg"):
@@ -178,16 +181,16 @@ def test_what_is_neither_file_nor_folder(write, tmp_path):
         ("none.zip", r"none\.zip: no such file; expected a zip archive"),
     ):
         with pytest.raises(DataError, match=message):
-            BoxFile(f"{tmp_path}/{name}")
+            RegionSource(f"{tmp_path}/{name}")
     with pytest.raises(DataError, match=r"notes\.txt: expected json in UTF-8, but"):
-        BoxFile(write("no json", "notes.txt"))
+        RegionSource(write("no json", "notes.txt"))
     assert found(write([[1, 2, 3, 4]], "boxes"))[0] == [[1, 2, 3, 4]]
 
 
 def test_a_byte_order_mark(tmp_path):
     for content in ([[1, 2, 3, 4]], instances(), detections()):
         (tmp_path / "b.json").write_text(json.dumps(content), encoding="utf-8-sig")
-        assert BoxFile(f"{tmp_path}/b.json").of("9.jpg" if content == detections() else "x.jpg").where
+        assert RegionSource(f"{tmp_path}/b.json").read("9.jpg" if content == detections() else "x.jpg").source
     (tmp_path / "x.json").write_text("[[1, 2, 3, 4]]", encoding="utf-8-sig")
     assert found(str(tmp_path))[0] == [[1, 2, 3, 4]]
 
@@ -196,24 +199,26 @@ def test_packed_files(tmp_path):
     path = tmp_path / "set.packed"
     classes = torch.zeros(1, 81)
     classes[0, CAR] = 0.75
-    regions = Regions(torch.tensor([[1.0, 2, 3, 4]]), torch.ones(1, 6), torch.ones(6), SIZE, classes)
+    regions = Regions(
+        torch.tensor([[1.0, 2, 3, 4]]), torch.ones(1, 6), torch.ones(6), class_scores=classes, image_size=SIZE
+    )
     with packed_file(path, PackedHeader(dtype="float32", feature_dim=6, classes=True)) as writer:
         writer.add("x", regions)
         writer.add("9", regions._replace(boxes=torch.tensor([[5.0, 6, 7, 8]])))
         writer.finish(0)
     assert found(str(path)) == ([[1, 2, 3, 4]], [CAR], [0.75])
     assert found(str(path), "COCO_val2014_000000000009.jpg")[0] == [[5, 6, 7, 8]]
-    assert BoxFile(str(path)).of("x.jpg", feature_dim=6).features.tolist() == [[1] * 6]
+    assert RegionSource(str(path)).read("x.jpg", feature_dim=6).features.tolist() == [[1] * 6]
     with pytest.raises(DataError, match=r"image z: not in this file"):
         found(str(path), "z.jpg")
-    with pytest.raises(DataError, match=r"of a picture of \(100, 50\) pixels"):
+    with pytest.raises(DataError, match=r"for an image of \(100, 50\) pixels"):
         found(str(path), size=(50, 100))
 
 
 def test_boxes_beyond_the_picture_are_cut_off(write, caplog):
     path = write([[-0.5, 0, 100.01, 50], [-2, 10, 20, 30], [1, 1, 2, 2]])
     assert found(path)[0] == [[0, 0, 99, 49], [0, 10, 20, 30], [1, 1, 2, 2]]
-    assert caplog.messages == [f"{path}: 1 boxes reach beyond the picture of 100 x 50 pixels: cut off"]
+    assert caplog.messages == [f"{path}: clipped 1 boxes to the image of 100 x 50 pixels"]
 
 
 @pytest.mark.parametrize(
@@ -236,14 +241,14 @@ def test_boxes_beyond_the_picture_are_cut_off(write, caplog):
         ("[[0, 0, 1, 1], [0, NaN, 1, 1]]", "box 1, .*, is not finite"),
         ("[[0, 0, 1, Infinity]]", "box 0, .*, is not finite"),
         ([[0, 0, 1, 1], [9, 0, 8, 1]], "box 1, .*, is empty"),
-        ([[100, 0, 120, 9]], "box 0, .*, lies outside of the picture of 100 x 50 pixels"),
-        ([[0, -9, 5, -1]], "box 0, .*, lies outside"),
+        ([[100, 0, 120, 9]], "box 0, .*, is outside of the image of 100 x 50 pixels"),
+        ([[0, -9, 5, -1]], "box 0, .*, is outside"),
         ({"boxes": [[1, 2, 3, 4]], "classes": []}, "one class for each of the 1 boxes"),
         ({"boxes": [[1, 2, 3, 4]], "classes": "car"}, "classes must be a list"),
         ({"boxes": [[1, 2, 3, 4]], "classes": ["carr"]}, "class 0 is 'carr'; did you mean car"),
         (
             {"boxes": [[1, 2, 3, 4]], "classes": [81]},
-            "class 0 is 81; expected a name of COCO, or a number from 0",
+            "class 0 is 81; expected a COCO name, or a number from 0",
         ),
         ({"boxes": [[1, 2, 3, 4]], "classes": [True]}, "class 0 is True"),
         (
