@@ -1,7 +1,6 @@
-"""Cases of bad input: spoil a small world, run a real command on it, see one clear message and nothing half-written.
+"""Bad input: corrupt a toy world, run a command on it, expect one error message and no partially written files.
 
-Here is what concerns every task; a task's `test_bad_input.py` adds its own cases. Cases that need no error are cases
-too: the run must end well.
+These cases apply to every task; `test_bad_input.py` of a task adds more. Some cases must succeed.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from tests.world import CommandWorld
 
 OK, FAILED, USAGE = 0, 1, 2
 
-Spoil = Callable[[Any], object]
+Corruption = Callable[[Any], object]
 Run = Callable[[Any], int]
 
 
@@ -33,7 +32,7 @@ class Evil:
 
 @dataclass(frozen=True)
 class Case:
-    """Spoils a world, runs a command, and says how it must end."""
+    """A command on a corrupted world, its exit status, and a pattern of its error message."""
 
     name: str
     run: Run
@@ -41,13 +40,8 @@ class Case:
     message: str = ""
 
 
-def train(*changes: str, spoil: Spoil | None = None, **kwargs: Any) -> Run:
-    def run(world: CommandWorld) -> int:
-        if spoil:
-            spoil(world)
-        return world.train(*changes, **kwargs)
-
-    return run
+def train(*changes: str, corrupt: Corruption = lambda world: None, **kwargs: Any) -> Run:
+    return lambda world: (corrupt(world), world.train(*changes, **kwargs))[1]
 
 
 def yaml_of(text: str) -> Run:
@@ -59,8 +53,8 @@ def yaml_of(text: str) -> Run:
     return run
 
 
-def cut(path: Path, share: float = 0.5) -> None:
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+def truncate(path: Path, fraction: float = 0.5) -> None:
+    path.write_bytes(path.read_bytes()[: int(fraction * path.stat().st_size)])
 
 
 def checkpoint(write: Callable[[Path], object], command: str) -> Run:
@@ -72,40 +66,33 @@ def checkpoint(write: Callable[[Path], object], command: str) -> Run:
     return run
 
 
-def trained_then(spoil: Spoil, **kwargs: Any) -> Run:
-    def run(world: CommandWorld) -> int:
-        assert world.train() == OK
-        spoil(world)
-        return world.train("TRAIN.END_EPOCH=2", **kwargs)
-
-    return run
-
-
-def rewrite_zip(name: str, keep: Callable[[str], bool]) -> Spoil:
-    def spoil(world: CommandWorld) -> None:
+def rewrite_zip(name: str, keep: Callable[[str], bool]) -> Corruption:
+    def corrupt(world: CommandWorld) -> None:
         source, target = world.data / name, world.data / "new.zip"
         with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
             for member in filter(keep, old.namelist()):
                 new.writestr(member, old.read(member))
         target.replace(source)
 
-    return spoil
+    return corrupt
 
 
 def other_shapes(path: Path) -> None:
     torch.save({"state_dict": {"vlbert.end_embedding.weight": torch.zeros(1, 7)}}, path)
 
 
-def blocked(world: CommandWorld) -> None:
+def block_output(world: CommandWorld) -> None:
     world.out.write_text("a file where a folder should be")
 
 
-def damage_every_checkpoint(world: CommandWorld) -> None:
+def resume_from_damaged_checkpoints(world: CommandWorld) -> int:
+    assert world.train() == OK
     for path in world.checkpoint().parent.glob("*-0000.model"):
-        cut(path)
+        truncate(path)
+    return world.train("TRAIN.END_EPOCH=2")
 
 
-def own_copy(world: CommandWorld) -> int:
+def resume_from_copied_yaml(world: CommandWorld) -> int:
     assert world.train() == OK
     return world.train(cfg=world.checkpoint().with_name(world.cfg.name))
 
@@ -119,25 +106,17 @@ CONFIGURATION = [
         r"mine.yaml: NETWORK.CLASSIFIER_DROPOU: .*did you mean CLASSIFIER_DROPOUT\?",
     ),
     Case(
-        "value not allowed",
-        yaml_of("TRAIN: {OPTIMIZER: Lion}"),
-        USAGE,
-        r"TRAIN.OPTIMIZER: .*Lion.*SGD.*AdamW",
+        "invalid choice", yaml_of("TRAIN: {OPTIMIZER: Lion}"), USAGE, r"TRAIN.OPTIMIZER: .*Lion.*SGD.*AdamW"
     ),
-    Case("widths that differ", train("NETWORK.IMAGE_FINAL_DIM=32"), USAGE, "IMAGE_FINAL_DIM.*visual_size"),
-    Case("a key twice", yaml_of("SCALES: [1, 2]\nSCALES: [1, 2]"), USAGE, "SCALES"),
-    Case("not yaml", yaml_of("TRAIN: ["), USAGE, "mine.yaml"),
+    Case("inconsistent widths", train("NETWORK.IMAGE_FINAL_DIM=32"), USAGE, "IMAGE_FINAL_DIM.*visual_size"),
+    Case("duplicate key", yaml_of("SCALES: [1, 2]\nSCALES: [1, 2]"), USAGE, "SCALES"),
+    Case("invalid yaml", yaml_of("TRAIN: ["), USAGE, "mine.yaml"),
     Case("override without value", train("TRAIN.LR"), USAGE, "--set TRAIN.LR"),
     Case("override of an unknown key", train("TRAIN.RATE=1"), USAGE, "TRAIN.RATE: unknown key"),
+    Case("missing config", train(cfg=Path("nowhere/x.yaml")), USAGE, "nowhere/x.yaml: "),
+    Case("multiplier without match", train("TRAIN.LR_MULT=[[nothing, 2.0]]"), OK),
     Case(
-        "missing config",
-        train(cfg=Path("nowhere/x.yaml")),
-        USAGE,
-        "nowhere/x.yaml.*no such file|nowhere/x.yaml: ",
-    ),
-    Case("multiplier that matches nothing", train("TRAIN.LR_MULT=[[nothing, 2.0]]"), OK),
-    Case(
-        "multipliers that overlap",
+        "overlapping multipliers",
         train("TRAIN.LR_MULT=[[vlbert, 2.0], [encoder, 1.0]]"),
         USAGE,
         "TRAIN.LR_MULT: the parameter vlbert.* matches both",
@@ -146,12 +125,7 @@ CONFIGURATION = [
 
 FILES = [
     Case("missing data folder", train("DATASET.DATASET_PATH=/nowhere"), FAILED, "/nowhere"),
-    Case(
-        "missing vocabulary",
-        train("NETWORK.BERT_MODEL_NAME=/nowhere"),
-        FAILED,
-        "/nowhere.*vocab.txt|/nowhere",
-    ),
+    Case("missing vocabulary", train("NETWORK.BERT_MODEL_NAME=/nowhere"), FAILED, "/nowhere"),
     Case(
         "missing language weights",
         train("NETWORK.BERT_PRETRAINED=/nowhere/bert"),
@@ -159,27 +133,22 @@ FILES = [
         "NETWORK.BERT_PRETRAINED: /nowhere/bert-0000.model: no such file",
     ),
     Case(
-        "missing pre-training",
+        "missing pre-training checkpoint",
         train(flags=("--partial-pretrain", "/nowhere/x.model")),
         FAILED,
         "NETWORK.PARTIAL_PRETRAIN: /nowhere/x.model: no such file",
     ),
-    Case("pre-training without a common name", train("NETWORK.PARTIAL_PRETRAIN=x.model"), FAILED, "x.model"),
+    Case("missing relative checkpoint", train("NETWORK.PARTIAL_PRETRAIN=x.model"), FAILED, "x.model"),
     Case(
         "RESUME without its file",
         train("TRAIN.RESUME=true", "TRAIN.BEGIN_EPOCH=1", "TRAIN.END_EPOCH=2"),
         FAILED,
         r"toy\w*-0000.model: no such file",
     ),
-    Case("every checkpoint damaged", trained_then(damage_every_checkpoint), FAILED, "can be read"),
-    Case("started from its own copy", own_copy, OK),
-    Case(
-        "unwritable log folder",
-        train(flags=("--log-dir", __file__)),
-        USAGE,
-        "--log-dir: .*not writable",
-    ),
-    Case("unwritable output folder", train(spoil=blocked), USAGE, "OUTPUT_PATH: .*not writable"),
+    Case("every checkpoint damaged", resume_from_damaged_checkpoints, FAILED, "can be read"),
+    Case("yaml copied by the run", resume_from_copied_yaml, OK),
+    Case("log folder is a file", train(flags=("--log-dir", __file__)), USAGE, "--log-dir: .*not writable"),
+    Case("output folder is a file", train(corrupt=block_output), USAGE, "OUTPUT_PATH: .*not writable"),
 ]
 
 IMAGE_WEIGHTS = Case(
@@ -191,42 +160,28 @@ IMAGE_WEIGHTS = Case(
 
 
 def evaluation_cases(command: str) -> list[Case]:
-    """What can be wrong with the checkpoint and the flags of a command."""
+    """Cases of the checkpoint and the flags of an evaluation command."""
+
+    def case(name: str, write: Callable[[Path], object], message: str) -> Case:
+        return Case(name, checkpoint(write, command), FAILED, f"x.model: {message}")
+
+    def evaluate(world: CommandWorld, *flags: str) -> int:
+        return world.evaluate(command, *world.model(path=Path("x")), *flags)
+
     return [
-        Case("missing checkpoint", checkpoint(lambda path: None, command), FAILED, "x.model: no such file"),
-        Case(
-            "truncated checkpoint",
-            checkpoint(lambda path: (other_shapes(path), cut(path)), command),
-            FAILED,
-            "x.model: truncated",
-        ),
-        Case(
-            "text as checkpoint",
-            checkpoint(lambda path: path.write_text("weights"), command),
-            FAILED,
-            "x.model: .*not a PyTorch file",
-        ),
-        Case(
+        case("missing checkpoint", lambda path: None, "no such file"),
+        case("truncated checkpoint", lambda path: (other_shapes(path), truncate(path)), "truncated"),
+        case("text as checkpoint", lambda path: path.write_text("weights"), ".*not a PyTorch file"),
+        case(
             "checkpoint of another model",
-            checkpoint(other_shapes, command),
-            FAILED,
-            "x.model: does not belong to the configured model; .*missing",
+            other_shapes,
+            "does not belong to the configured model; .*missing",
         ),
+        case("checkpoint with code", lambda path: torch.save(Evil(), path), "refused"),
+        Case("missing GPU", lambda world: evaluate(world, "--gpus", "7"), USAGE, "--gpus 7: "),
         Case(
-            "checkpoint that runs code",
-            checkpoint(lambda path: torch.save(Evil(), path), command),
-            FAILED,
-            "x.model: refused",
-        ),
-        Case(
-            "GPU that is not there",
-            lambda world: world.evaluate(command, *world.model(path=Path("x")), "--gpus", "7"),
-            USAGE,
-            "--gpus 7: no such GPU",
-        ),
-        Case(
-            "unwritable results",
-            lambda world: (blocked(world), world.evaluate(command, *world.model(path=Path("x"))))[1],
+            "result folder is a file",
+            lambda world: (block_output(world), evaluate(world))[1],
             USAGE,
             "--result-path: .*not writable",
         ),
@@ -236,7 +191,6 @@ def evaluation_cases(command: str) -> list[Case]:
 def check(
     case: Case, world: CommandWorld, capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch
 ) -> None:
-    """Runs a case."""
     patch.setattr(torch.cuda, "device_count", lambda: 0)
     before = set(world.leftovers()) if world.out.exists() else set()
     status = case.run(world)

@@ -1,4 +1,4 @@
-"""A small toy world, drawn once and copied to be spoilt, and the commands of a task run on it in this process."""
+"""A small toy world that tests may modify, and the commands of a task on it, run in this process."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ TINY = [
     "TRAIN.END_EPOCH=1",
     "TRAIN.WARMUP_STEPS=1",
 ]
-SPREAD = "NETWORK.VLBERT.initializer_range=0.5"
-"""So that a model that has hardly trained answers this and that."""
+# Makes the predictions of a model differ that has hardly been trained.
+WIDE_INIT = "NETWORK.VLBERT.initializer_range=0.5"
 TINY_PIXELS = [
     "NETWORK.IMAGE_WIDTH=4",
-    "NETWORK.PARTIAL_PRETRAIN=",  # instead of the toy detector
+    "NETWORK.PARTIAL_PRETRAIN=",  # no toy detector
     "NETWORK.IMAGE_FROZEN_BACKBONE_STAGES=[]",
-    "SCALES=[64, 64]",  # one padded_size for both orientations, so that batches do not matter
+    "SCALES=[64, 64]",  # the same padded size for both orientations, so that results do not depend on the batch
 ]
 
 
@@ -49,8 +49,8 @@ def draw(folder: Path, world: ToyWorld) -> Path:
     return folder
 
 
-def start(*command: object) -> str:
-    """Runs a command of its own in the environment of these tests; returns what it prints."""
+def run_command(*command: object) -> str:
+    """Runs a subprocess in the environment of these tests and returns its output."""
     path = f"{sys.prefix}/bin:{os.environ['PATH']}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, "VIRTUAL_ENV": sys.prefix}
     argv = [str(part) for part in command]
@@ -60,27 +60,27 @@ def start(*command: object) -> str:
 
 
 class CommandWorld:
-    """One copy of a small world, and the commands of a task on it; tasks derive theirs.
+    """A copy of a toy world, and the commands of a task on it; each task has a subclass.
 
     Attributes:
-        task: whose commands these are.
+        task: the task.
         cfg: its toy configuration.
-        commands: `main` of every other command by name.
-        place: folder of its data below the toy world.
-        tiny: overrides that make a model of a moment.
-        data: the copy of that folder.
-        out: where runs write.
+        commands: `main` of every command except training, by name.
+        data_folder: folder of its data below the toy world.
+        tiny: overrides for a tiny model.
+        data: path of the copied data folder.
+        out: output folder of runs.
     """
 
     task: ClassVar[type[Any]]
     cfg: ClassVar[Path]
     commands: ClassVar[dict[str, Callable[[], None]]]
-    place: ClassVar[str]
+    data_folder: ClassVar[str]
     tiny: ClassVar[list[str]] = [*TINY, *TINY_PIXELS]
 
     def __init__(self, source: Path, folder: Path) -> None:
         shutil.copytree(source, folder / "toy")
-        self.data = folder / "toy" / self.place
+        self.data = folder / "toy" / self.data_folder
         self.bert = folder / "toy" / "bert"
         self.out = folder / "out"
 
@@ -103,29 +103,27 @@ class CommandWorld:
             return run(self.commands[name])
 
     def checkpoint(self) -> Path:
-        """The best checkpoint of the task's toy configuration."""
+        """The best checkpoint of a training run."""
         return next((self.out / "output/toy").rglob("*_train")) / "toy-best.model"
 
     def model(self, path: Path | None = None) -> tuple[str, ...]:
-        """Flags that name the model."""
         return ("--cfg", str(self.cfg), "--ckpt", str(path or self.checkpoint()))
 
     def loaded(self) -> Any:
-        """The trained model, for pictures of one's own."""
         return vl_bert.load(self.cfg, self.checkpoint(), "cpu", overrides=self.overrides())
 
     def overrides(self, *changes: str) -> list[str]:
-        """The settings of this world, for functions that take a list of them."""
+        """Overrides for functions that take them as a list."""
         return self.settings(list(changes))[1::2]
 
     def scored(self, cfg: Path, checkpoint: Path, split: Split, *changes: str) -> list[tuple[Any, Any]]:
-        """Batches of a split, and what the model of a checkpoint makes of them."""
+        """Batches of a split with the outputs of the model."""
         task = self.task(load_config(self.task.config_class, cfg, self.overrides(*changes)))
         model = load_model(task, checkpoint, torch.device("cpu"))
         with torch.inference_mode():
             return [(batch, model(batch)) for batch in build_dataloader(task, split)]
 
     def leftovers(self) -> list[str]:
-        """Checkpoints, results and temporary files that a run has written."""
-        kept = (".log", ".yaml", ".py")
-        return [path.name for path in self.out.rglob("*") if path.is_file() and path.suffix not in kept]
+        """Names of checkpoints, results and temporary files in the output folder."""
+        ignored = (".log", ".yaml", ".py")
+        return [path.name for path in self.out.rglob("*") if path.is_file() and path.suffix not in ignored]

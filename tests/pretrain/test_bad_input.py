@@ -21,12 +21,12 @@ from tests.bad_input import (
     OK,
     USAGE,
     Case,
-    Spoil,
+    Corruption,
     check,
-    cut,
     evaluation_cases,
     rewrite_zip,
     train,
+    truncate,
 )
 from tests.pretrain.world import World
 
@@ -44,27 +44,27 @@ def records(world: World) -> Path:
     return world.data / "train_frcnn.json"
 
 
-def line(change: Callable[[dict[str, Any]], object]) -> Spoil:
+def line(change: Callable[[dict[str, Any]], object]) -> Corruption:
     """Changes the second caption."""
 
-    def spoil(world: World) -> None:
+    def corrupt(world: World) -> None:
         lines = records(world).read_text().splitlines()
         record = json.loads(lines[1])
         change(record)
         records(world).write_text("\n".join([lines[0], json.dumps(record), *lines[2:]]))
 
-    return spoil
+    return corrupt
 
 
-def regions(change: Callable[[dict[str, Any]], object]) -> Spoil:
+def regions(change: Callable[[dict[str, Any]], object]) -> Corruption:
     """Changes the region file of the first picture."""
 
-    def spoil(world: World) -> None:
+    def corrupt(world: World) -> None:
         content = json.loads(region_file(world).read_text())
         change(content)
         region_file(world).write_text(json.dumps(content))
 
-    return spoil
+    return corrupt
 
 
 def region_file(world: World) -> Path:
@@ -94,7 +94,7 @@ def grey(world: World) -> None:
     Image.open(picture(world)).convert("L").save(picture(world))
 
 
-def text(content: bytes) -> Spoil:
+def text(content: bytes) -> Corruption:
     return lambda world: (world.corpus / "wiki.doc").write_bytes(content)
 
 
@@ -178,129 +178,140 @@ CASES = [
     Case("no loss of words", train("NETWORK.WITH_MLM_LOSS=false"), OK),
     # Captions
     Case(
-        "missing captions", train(spoil=lambda w: records(w).unlink()), FAILED, "train_frcnn.json: cannot be"
+        "missing captions",
+        train(corrupt=lambda w: records(w).unlink()),
+        FAILED,
+        "train_frcnn.json: cannot be",
     ),
     Case(
         "no captions",
-        train(spoil=lambda w: records(w).write_text("\n \n")),
+        train(corrupt=lambda w: records(w).write_text("\n \n")),
         FAILED,
         "train_frcnn.json: has no records; expected one json object per line",
     ),
     Case(
         "truncated captions",
-        train(spoil=lambda w: cut(records(w), 0.55)),
+        train(corrupt=lambda w: truncate(records(w), 0.55)),
         FAILED,
         r"frcnn.json, line \d+: .*JSON",
     ),
     Case(
         "blank lines between captions",
-        train(spoil=lambda w: records(w).write_text("\n\n" + records(w).read_text().replace("\n", "\n\n"))),
+        train(corrupt=lambda w: records(w).write_text("\n\n" + records(w).read_text().replace("\n", "\n\n"))),
         OK,
     ),
     Case(
         "caption without regions",
-        train(spoil=line(lambda r: r.pop("frcnn"))),
+        train(corrupt=line(lambda r: r.pop("frcnn"))),
         FAILED,
         r"CaptionDataset item 1 \(record 1\): .*frcnn.json, line 2: frcnn: Field required",
     ),
     Case(
         "caption that is one text",
-        train(spoil=line(lambda r: r.update(caption=" ".join(r["caption"])))),
+        train(corrupt=line(lambda r: r.update(caption=" ".join(r["caption"])))),
         FAILED,
         r"train_frcnn.json, line 2: caption: must be a list of words, not one text",
     ),
     Case(
-        "empty caption", train(spoil=line(lambda r: r.update(caption=[" "]))), FAILED, RECORD + "has no word"
+        "empty caption",
+        train(corrupt=line(lambda r: r.update(caption=[" "]))),
+        FAILED,
+        RECORD + "has no word",
     ),
-    Case("long caption", train(spoil=line(lambda r: r.update(caption=["red"] * 300))), OK),
+    Case("long caption", train(corrupt=line(lambda r: r.update(caption=["red"] * 300))), OK),
     Case(
         "one caption to be told from others",
         train(
             "NETWORK.WITH_REL_LOSS=true",
             "NETWORK.VLBERT.with_pooler=true",
-            spoil=lambda w: records(w).write_text(records(w).read_text().splitlines()[0]),
+            corrupt=lambda w: records(w).write_text(records(w).read_text().splitlines()[0]),
         ),
         FAILED,
         "train_frcnn.json: has one caption; NETWORK.WITH_REL_LOSS needs another one",
     ),
     # Pictures
-    Case("grey picture", train(*PIXELS, spoil=grey), OK),
+    Case("grey picture", train(*PIXELS, corrupt=grey), OK),
     Case(
         "missing picture",
-        train(*PIXELS, spoil=lambda w: picture(w).unlink()),
+        train(*PIXELS, corrupt=lambda w: picture(w).unlink()),
         FAILED,
         RECORD + "00.jpg: cannot",
     ),
     Case(
         "truncated picture",
-        train(*PIXELS, spoil=lambda w: cut(picture(w))),
+        train(*PIXELS, corrupt=lambda w: truncate(picture(w))),
         FAILED,
         RECORD + "00.jpg: not a rea",
     ),
     Case(
         "missing pictures",
-        train(*PIXELS, spoil=lambda w: (w.data / "train_image").rename(w.data / "x")),
+        train(*PIXELS, corrupt=lambda w: (w.data / "train_image").rename(w.data / "x")),
         FAILED,
         "train_image: no such folder",
     ),
     Case(
         "pictures are not needed for features",
-        train(spoil=lambda w: (w.data / "train_image").rename(w.data / "x")),
+        train(corrupt=lambda w: (w.data / "train_image").rename(w.data / "x")),
         OK,
     ),
     # Region files
     Case(
         "missing region files",
-        train(spoil=lambda w: (w.data / "train_frcnn").rename(w.data / "x")),
+        train(corrupt=lambda w: (w.data / "train_frcnn").rename(w.data / "x")),
         FAILED,
         "train_frcnn: no such folder",
     ),
     Case(
         "missing region file",
-        train(spoil=lambda w: region_file(w).unlink()),
+        train(corrupt=lambda w: region_file(w).unlink()),
         FAILED,
         RECORD + r"\d+.json: cannot be read",
     ),
     Case(
         "region file of 0 bytes in a worker",
-        train("NUM_WORKERS_PER_GPU=1", spoil=lambda w: region_file(w).write_text("")),
+        train("NUM_WORKERS_PER_GPU=1", corrupt=lambda w: region_file(w).write_text("")),
         FAILED,
         RECORD + r"\d+.json: .*empty",
     ),
-    Case("truncated region file", train(spoil=lambda w: cut(region_file(w))), FAILED, RECORD + r"\d+.json: "),
     Case(
-        "class scores with NaN", train(spoil=regions(with_nan)), FAILED, RECORD + r"\d+.json: classes .*nan"
+        "truncated region file",
+        train(corrupt=lambda w: truncate(region_file(w))),
+        FAILED,
+        RECORD + r"\d+.json: ",
     ),
-    Case("features of another width", train(spoil=regions(narrower)), FAILED, RECORD + "features.*2048"),
+    Case(
+        "class scores with NaN", train(corrupt=regions(with_nan)), FAILED, RECORD + r"\d+.json: classes .*nan"
+    ),
+    Case("features of another width", train(corrupt=regions(narrower)), FAILED, RECORD + "features.*2048"),
     Case(
         "too few regions",
-        train(spoil=regions(lambda r: r.update(num_boxes=1))),
+        train(corrupt=regions(lambda r: r.update(num_boxes=1))),
         FAILED,
         RECORD + "json: boxes",
     ),
     Case(
         "no class scores",
-        train(spoil=regions(lambda r: r.pop("classes"))),
+        train(corrupt=regions(lambda r: r.pop("classes"))),
         FAILED,
         RECORD + r"\d+.json: has no classes",
     ),
     Case(
         "regions without the size of the picture",
-        train(spoil=regions(lambda r: (r.pop("image_w"), r.pop("image_h")))),
+        train(corrupt=regions(lambda r: (r.pop("image_w"), r.pop("image_h")))),
         FAILED,
         RECORD + r"\d+.json: has no image_w and image_h",
     ),
     Case(
         "regions of another picture",
-        train(*PIXELS, spoil=regions(lambda r: r.update(image_w=1000))),
+        train(*PIXELS, corrupt=regions(lambda r: r.update(image_w=1000))),
         FAILED,
         RECORD + r"its regions are of a picture of \(1000, \d+\); .*DATASET.ON_BAD_DATA: skip",
     ),
-    Case("no regions", train(spoil=regions(no_regions)), OK),
-    Case("no regions of a picture that is read", train(*PIXELS, spoil=regions(no_regions)), OK),
+    Case("no regions", train(corrupt=regions(no_regions)), OK),
+    Case("no regions of a picture that is read", train(*PIXELS, corrupt=regions(no_regions)), OK),
     Case(
         "no regions and no image box",
-        train("DATASET.0.ADD_IMAGE_AS_A_BOX=false", spoil=regions(no_regions)),
+        train("DATASET.0.ADD_IMAGE_AS_A_BOX=false", corrupt=regions(no_regions)),
         FAILED,
         RECORD + "DATASET.ADD_IMAGE_AS_A_BOX",
     ),
@@ -319,26 +330,26 @@ CASES = [
     # Archives
     Case(
         "corrupt archive",
-        train("DATASET.0.ZIP_MODE=true", spoil=lambda w: cut(w.data / "train_frcnn.zip")),
+        train("DATASET.0.ZIP_MODE=true", corrupt=lambda w: truncate(w.data / "train_frcnn.zip")),
         FAILED,
         "train_frcnn.zip: not a complete zip",
     ),
     Case(
         "missing archive",
-        train("DATASET.0.ZIP_MODE=true", spoil=lambda w: (w.data / "train_frcnn.zip").unlink()),
+        train("DATASET.0.ZIP_MODE=true", corrupt=lambda w: (w.data / "train_frcnn.zip").unlink()),
         FAILED,
         "train_frcnn.zip: no such file",
     ),
     Case(
         "missing member",
-        train("DATASET.0.ZIP_MODE=true", spoil=rewrite_zip("train_frcnn.zip", lambda name: False)),
+        train("DATASET.0.ZIP_MODE=true", corrupt=rewrite_zip("train_frcnn.zip", lambda name: False)),
         FAILED,
         RECORD + r"train_frcnn.zip: the archive has no member \d+.json",
     ),
     # Texts
     Case(
         "missing text",
-        train(spoil=lambda w: (w.corpus / "wiki.doc").unlink()),
+        train(corrupt=lambda w: (w.corpus / "wiki.doc").unlink()),
         FAILED,
         "wiki.doc: cannot be read",
     ),
@@ -352,7 +363,7 @@ CASES = [
     Case("one word", text_alone(b"dog"), OK),
     Case(
         "text in another encoding",
-        train(spoil=text(b"a dog\n\na caf\xe9\n")),
+        train(corrupt=text(b"a dog\n\na caf\xe9\n")),
         FAILED,
         r"CorpusDataset item \d+ \(record \d+\): .*wiki.doc, line 3: expected text in UTF-8",
     ),

@@ -17,7 +17,7 @@ from common.training.trainer import Trainer
 from pretrain.config import PretrainConfig
 from pretrain.task import PretrainTask
 from tests.common.distributed.processes import run_distributed
-from tests.world import start
+from tests.world import run_command
 
 NORM_FIRST = (
     "NETWORK.MLM_LOSS_NORM_IN_BATCH_FIRST=true",
@@ -70,7 +70,7 @@ def test_two_processes_validate_as_one(world):
     settings = world.settings([])
     torchrun = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     flags = [*world.model(), "--result-name", "two", "--result-path", world.out / "results"]
-    printed = start(*torchrun, "pretrain/val.py", *flags, *settings)
+    printed = run_command(*torchrun, "pretrain/val.py", *flags, *settings)
     assert printed.count("MLMAccWVC\t") == 1
     assert world.evaluate("val", *world.model(), "--result-name", "one") == 0
     one, two = (json.loads((world.out / f"results/{n}_val.json").read_text())[0] for n in ("one", "two"))

@@ -18,7 +18,7 @@ class World(CommandWorld):
     task = PretrainTask
     cfg = ROOT / "cfgs/pretrain/toy_prec.yaml"
     commands = {"val": val_command.main}  # noqa: RUF012 - as declared
-    place = "conceptual-captions"
+    data_folder = "conceptual-captions"
     tiny = [  # noqa: RUF012 - as declared
         *(value for value in TINY if "BATCH_IMAGES" not in value),
         *TINY_PIXELS,

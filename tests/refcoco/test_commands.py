@@ -17,7 +17,7 @@ from common.models.pretrained import read_weights
 from refcoco.config import RefCOCOConfig
 from refcoco.task import RefCOCOTask
 from tests.refcoco.world import World
-from tests.world import ROOT, start
+from tests.world import ROOT, run_command
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_two_processes_train_and_test(world):
     # One by one: pictures are padded to the largest of their batch, which scores depend on (spec data.md 5).
     settings = world.settings(["TRAIN.BATCH_IMAGES=2", "TEST.BATCH_IMAGES=1"])
     script = [ROOT / "scripts/dist_run_single.sh", 2, "refcoco/train_end2end.py", world.cfg, world.out]
-    start(*script, "--do-test", *settings)
+    run_command(*script, "--do-test", *settings)
     folder = world.checkpoint().parents[1]
     two = {split: folder / f"{split}_test/toy_refcoco+_{split}.json" for split in ("val", "testA", "testB")}
     for split, path in two.items():

@@ -15,13 +15,13 @@ from common.errors import DataError
 from common.inference.queries import Query
 from refcoco.predict import RefCOCOPredictor
 from tests.refcoco.world import World
-from tests.world import SPREAD
+from tests.world import WIDE_INIT
 
 
 @pytest.fixture(scope="module")
 def trained(drawn, tmp_path_factory):
     world = World(drawn, tmp_path_factory.mktemp("trained"))
-    assert world.train(SPREAD) == 0
+    assert world.train(WIDE_INIT) == 0
     return world
 
 

@@ -23,7 +23,7 @@ class World(CommandWorld):
     task = RefCOCOTask
     cfg = ROOT / "cfgs/refcoco/toy.yaml"
     commands = {"test": test_command.main, "predict": predict_command.main}  # noqa: RUF012 - as declared
-    place = "coco"
+    data_folder = "coco"
 
     @property
     def refs(self) -> Path:

@@ -15,7 +15,7 @@ import torch
 from common.models.pretrained import read_weights
 from tests.scripts.launching import Launch
 from tests.vqa.world import SMALL, World
-from tests.world import ROOT, draw, start
+from tests.world import ROOT, draw, run_command
 
 pytestmark = pytest.mark.dist
 
@@ -80,7 +80,7 @@ def on_one_machine(world):
     """Weights of two processes that plain torchrun starts, by module."""
     flags = ["--cfg", world.cfg, "--model-dir", world.out / "one", *world.settings(SETTINGS)]
     torchrun = ["python", "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "vqa.train_end2end"]
-    start(*torchrun, *flags)
+    run_command(*torchrun, *flags)
     return weights(world, "one")
 
 
@@ -88,7 +88,7 @@ def test_two_machines_train_like_one_with_two_processes(hosts, world):
     def run(rank):
         script = [ROOT / "scripts/dist_run_multi.sh", 2, rank, "10.77.0.1", 1, "vqa/train_end2end.py"]
         flags = [world.cfg, world.out / "two", *world.settings(SETTINGS)]
-        return start("ip", "netns", "exec", hosts[rank], *script, *flags)
+        return run_command("ip", "netns", "exec", hosts[rank], *script, *flags)
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(run, (0, 1))
@@ -148,6 +148,8 @@ def test_two_processes_train_like_one_with_the_double_batch(world, tmp_path):
     )
     for name, script, batch in (("wide", ["dist_run_single.sh", 2], 2), ("narrow", ["nondist_run.sh"], 4)):
         settings = world.settings([f"TRAIN.BATCH_IMAGES={batch}", *SETTINGS[1:]])
-        start(ROOT / "scripts" / script[0], *script[1:], program, world.cfg, world.out / name, *settings)
+        run_command(
+            ROOT / "scripts" / script[0], *script[1:], program, world.cfg, world.out / name, *settings
+        )
     wide, narrow = weights(world, "wide"), weights(world, "narrow")
     torch.testing.assert_close(wide, narrow, rtol=0, atol=1e-5)

@@ -20,10 +20,10 @@ from tests.bad_input import (
     USAGE,
     Case,
     check,
-    cut,
     evaluation_cases,
     rewrite_zip,
     train,
+    truncate,
 )
 from tests.vcr.world import CFGS, World
 from tests.world import ROOT
@@ -38,11 +38,11 @@ def metadata(change: Callable[[dict], object]) -> Callable[[World], object]:
 
 
 def append(split: str, text: str) -> Callable[[World], object]:
-    def spoil(world: World) -> None:
+    def corrupt(world: World) -> None:
         with (world.data / f"{split}.jsonl").open("a") as file:
             file.write(text)
 
-    return spoil
+    return corrupt
 
 
 def set_polygons(polygons: list) -> Callable[[dict], object]:
@@ -92,116 +92,123 @@ CASES = [
     # Files that are not there
     Case("missing image folder", train("DATASET.TRAIN_IMAGE_SET=other"), FAILED, "other: no such folder"),
     Case("missing annotation file", train("DATASET.TRAIN_ANNOTATION_FILE=x.jsonl"), FAILED, "x.jsonl"),
-    Case("missing image", train(spoil=lambda w: w.image().unlink()), FAILED, r"train-\d+.*\.jpg"),
-    Case("missing metadata", train(spoil=lambda w: w.metadata().unlink()), FAILED, r"train-\d+.*\.json"),
+    Case("missing image", train(corrupt=lambda w: w.image().unlink()), FAILED, r"train-\d+.*\.jpg"),
+    Case("missing metadata", train(corrupt=lambda w: w.metadata().unlink()), FAILED, r"train-\d+.*\.json"),
     # Annotations
-    Case("line that is not json", train(spoil=append("train", "{oops\n")), FAILED, r"train.jsonl.*line 13"),
+    Case("line that is not json", train(corrupt=append("train", "{oops\n")), FAILED, r"train.jsonl.*line 13"),
     Case(
         "line without a field",
-        train(spoil=record(lambda r: r.pop("question"))),
+        train(corrupt=record(lambda r: r.pop("question"))),
         FAILED,
         r"train.jsonl.*line 2.*question",
     ),
     Case(
         "reference to an object that is not there",
-        train(spoil=record(lambda r: r["question"].append([9]))),
+        train(corrupt=record(lambda r: r["question"].append([9]))),
         FAILED,
         r"line 2.*refers to object 9",
     ),
     Case(
         "label out of range",
-        train(spoil=record(lambda r: r.update(answer_label=4))),
+        train(corrupt=record(lambda r: r.update(answer_label=4))),
         FAILED,
         r"line 2.*answer_label",
     ),
     Case(
-        "label missing", train(spoil=record(lambda r: r.pop("answer_label"))), FAILED, r"line 2.*answer_label"
+        "label missing",
+        train(corrupt=record(lambda r: r.pop("answer_label"))),
+        FAILED,
+        r"line 2.*answer_label",
     ),
     Case(
         "three choices",
-        train(spoil=record(lambda r: r["answer_choices"].pop())),
+        train(corrupt=record(lambda r: r["answer_choices"].pop())),
         FAILED,
         r"line 2.*answer_choices",
     ),
     Case(
         "unknown class",
-        train(spoil=record(lambda r: r["objects"].__setitem__(0, "unicorn"))),
+        train(corrupt=record(lambda r: r["objects"].__setitem__(0, "unicorn"))),
         FAILED,
         r"line 2.*unicorn",
     ),
-    Case("empty question", train(spoil=record(lambda r: r.update(question=[]))), FAILED, r"line 2.*question"),
+    Case(
+        "empty question", train(corrupt=record(lambda r: r.update(question=[]))), FAILED, r"line 2.*question"
+    ),
     Case(
         "empty annotation file",
-        train(spoil=lambda w: (w.data / "train.jsonl").write_text("")),
+        train(corrupt=lambda w: (w.data / "train.jsonl").write_text("")),
         FAILED,
         "train.jsonl: has no records",
     ),
-    Case("blank line", train(spoil=append("train", "\n")), OK),
-    Case("long question", train(spoil=record(lambda r: r.update(question=["word"] * 200))), OK),
+    Case("blank line", train(corrupt=append("train", "\n")), OK),
+    Case("long question", train(corrupt=record(lambda r: r.update(question=["word"] * 200))), OK),
     Case(
         "question too long for the model",
         train(
             "NETWORK.VLBERT.max_position_embeddings=40",
-            spoil=record(lambda r: r.update(question=["what"] * 200)),
+            corrupt=record(lambda r: r.update(question=["what"] * 200)),
         ),
         FAILED,
         r"record train-1: a text of \d+ tokens; the model takes 38",
     ),
     # Pictures and metadata
-    Case("truncated image", train(spoil=lambda w: cut(w.image())), FAILED, r"train-\d+.*\.jpg"),
-    Case("empty image", train(spoil=lambda w: w.image().write_bytes(b"")), FAILED, r"train-\d+.*\.jpg"),
+    Case("truncated image", train(corrupt=lambda w: truncate(w.image())), FAILED, r"train-\d+.*\.jpg"),
+    Case("empty image", train(corrupt=lambda w: w.image().write_bytes(b"")), FAILED, r"train-\d+.*\.jpg"),
     Case(
         "bad image in a worker",
-        train("NUM_WORKERS_PER_GPU=1", spoil=lambda w: cut(w.image())),
+        train("NUM_WORKERS_PER_GPU=1", corrupt=lambda w: truncate(w.image())),
         FAILED,
         r"train-\d+.*\.jpg",
     ),
     Case(
         "empty metadata",
-        train(spoil=lambda w: w.metadata().write_text("")),
+        train(corrupt=lambda w: w.metadata().write_text("")),
         FAILED,
         r"train-\d+.*\.json: .*empty",
     ),
-    Case("broken metadata", train(spoil=lambda w: cut(w.metadata())), FAILED, r"train-\d+.*\.json"),
+    Case("broken metadata", train(corrupt=lambda w: truncate(w.metadata())), FAILED, r"train-\d+.*\.json"),
     Case(
         "metadata without polygons",
-        train(spoil=metadata(lambda m: m.pop("segms"))),
+        train(corrupt=metadata(lambda m: m.pop("segms"))),
         FAILED,
         r"train-\d+.*\.json.*segms",
     ),
-    Case("too few boxes", train(spoil=metadata(lambda m: m["boxes"].pop())), FAILED, r"train-\d+.*boxes"),
+    Case("too few boxes", train(corrupt=metadata(lambda m: m["boxes"].pop())), FAILED, r"train-\d+.*boxes"),
     Case(
-        "box that is no number", train(spoil=metadata(set_box([0, 0, "x", 9]))), FAILED, r"train-\d+.*boxes"
+        "box that is no number", train(corrupt=metadata(set_box([0, 0, "x", 9]))), FAILED, r"train-\d+.*boxes"
     ),
-    Case("polygon with two points", train(spoil=metadata(set_polygons([[[1, 1], [5, 5]]]))), OK),
-    Case("empty polygon", train(spoil=metadata(set_polygons([[]]))), OK),
-    Case("no polygons", train(spoil=metadata(set_polygons([]))), OK),
-    Case("box outside the picture", train(spoil=metadata(set_box([500, 500, 900, 900]))), OK),
-    Case("zero-area box", train(spoil=metadata(set_box([5, 5, 5, 5]))), OK),
-    Case("inverted box", train(spoil=metadata(set_box([50, 50, 10, 10]))), OK),
-    Case("no objects", train(spoil=no_objects), OK),
+    Case("polygon with two points", train(corrupt=metadata(set_polygons([[[1, 1], [5, 5]]]))), OK),
+    Case("empty polygon", train(corrupt=metadata(set_polygons([[]]))), OK),
+    Case("no polygons", train(corrupt=metadata(set_polygons([]))), OK),
+    Case("box outside the picture", train(corrupt=metadata(set_box([500, 500, 900, 900]))), OK),
+    Case("zero-area box", train(corrupt=metadata(set_box([5, 5, 5, 5]))), OK),
+    Case("inverted box", train(corrupt=metadata(set_box([50, 50, 10, 10]))), OK),
+    Case("no objects", train(corrupt=no_objects), OK),
     Case(
         "no objects and no image box",
-        train("DATASET.ADD_IMAGE_AS_A_BOX=false", spoil=no_objects),
+        train("DATASET.ADD_IMAGE_AS_A_BOX=false", corrupt=no_objects),
         FAILED,
         r"train-0.*ADD_IMAGE_AS_A_BOX",
     ),
     # Archives
     Case(
         "corrupt archive",
-        train("DATASET.ZIP_MODE=true", spoil=lambda w: cut(w.data / "vcr1images.zip")),
+        train("DATASET.ZIP_MODE=true", corrupt=lambda w: truncate(w.data / "vcr1images.zip")),
         FAILED,
         "vcr1images.zip: not a complete zip",
     ),
     Case(
         "missing archive",
-        train("DATASET.ZIP_MODE=true", spoil=lambda w: (w.data / "vcr1images.zip").unlink()),
+        train("DATASET.ZIP_MODE=true", corrupt=lambda w: (w.data / "vcr1images.zip").unlink()),
         FAILED,
         "vcr1images.zip: no such file",
     ),
     Case(
         "missing member",
-        train("DATASET.ZIP_MODE=true", spoil=rewrite_zip("vcr1images.zip", lambda n: not n.endswith(".jpg"))),
+        train(
+            "DATASET.ZIP_MODE=true", corrupt=rewrite_zip("vcr1images.zip", lambda n: not n.endswith(".jpg"))
+        ),
         FAILED,
         r"vcr1images.zip: the archive has no member .*\.jpg",
     ),

@@ -15,7 +15,7 @@ from common.data.coco import CLASS_NAMES
 from common.errors import DataError
 from common.inference.queries import Query
 from tests.vcr.world import CFGS, World
-from tests.world import SPREAD
+from tests.world import WIDE_INIT
 from vcr.dataset import VCRDataset
 from vcr.predict import VCRPredictor, VCRQuery, read_metadata, words_of
 
@@ -24,7 +24,7 @@ from vcr.predict import VCRPredictor, VCRQuery, read_metadata, words_of
 def trained(drawn, tmp_path_factory):
     world = World(drawn, tmp_path_factory.mktemp("trained"))
     for part in CFGS:
-        assert world.train(SPREAD, cfg=CFGS[part]) == 0
+        assert world.train(WIDE_INIT, cfg=CFGS[part]) == 0
     return world
 
 

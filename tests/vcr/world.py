@@ -27,7 +27,7 @@ class World(CommandWorld):
         "test": test_command.main,
         "predict": predict_command.main,
     }
-    place = "vcr"
+    data_folder = "vcr"
 
     @property
     def images(self) -> Path:

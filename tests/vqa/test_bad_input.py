@@ -19,10 +19,10 @@ from tests.bad_input import (
     USAGE,
     Case,
     check,
-    cut,
     evaluation_cases,
     rewrite_zip,
     train,
+    truncate,
 )
 from tests.vqa.test_commands import PIXELS
 from tests.vqa.world import World
@@ -30,22 +30,22 @@ from tests.vqa.world import World
 REGIONS = "vgbua_res101_precomputed/trainval2014_resnet101_faster_rcnn_genome"
 RECORD = r"VQADataset item \d+ \(record \d+\): .*"
 
-Spoil = Callable[[World], object]
+Corruption = Callable[[World], object]
 
 
-def questions(change: Callable[[list[dict]], object]) -> Spoil:
+def questions(change: Callable[[list[dict]], object]) -> Corruption:
     return lambda world: world.edit(world.questions(), change)
 
 
-def annotations(change: Callable[[list[dict]], object]) -> Spoil:
+def annotations(change: Callable[[list[dict]], object]) -> Corruption:
     return lambda world: world.edit(world.annotations(), change)
 
 
-def regions(change: Callable[[dict], object]) -> Spoil:
+def regions(change: Callable[[dict], object]) -> Corruption:
     return lambda world: world.edit_regions(change)
 
 
-def vocabulary(change: Callable[[str], str]) -> Spoil:
+def vocabulary(change: Callable[[str], str]) -> Corruption:
     return lambda world: world.answers.write_text(change(world.answers.read_text()))
 
 
@@ -120,102 +120,102 @@ CASES = [
     # Vocabulary
     Case(
         "no vocabulary",
-        train(spoil=lambda w: w.answers.unlink()),
+        train(corrupt=lambda w: w.answers.unlink()),
         FAILED,
         "DATASET.ANSWER_VOCAB_FILE: .*cannot be read",
     ),
     Case(
         "vocabulary of another length",
-        train(spoil=vocabulary(lambda text: text + "\nelephant\n")),
+        train(corrupt=vocabulary(lambda text: text + "\nelephant\n")),
         USAGE,
         r"DATASET.ANSWER_VOCAB_SIZE: (\d+), but DATASET.ANSWER_VOCAB_FILE: .*answers_vqa.txt has \d+ answers",
     ),
     Case(
         "vocabulary without <unk>",
-        train(spoil=vocabulary(lambda text: text.replace("<unk>", "unknown"))),
+        train(corrupt=vocabulary(lambda text: text.replace("<unk>", "unknown"))),
         FAILED,
         "answers_vqa.txt: lacks the line <unk>",
     ),
     Case(
         "vocabulary with an answer twice",
-        train(spoil=vocabulary(lambda text: text.replace("no\n", "yes\n", 1))),
+        train(corrupt=vocabulary(lambda text: text.replace("no\n", "yes\n", 1))),
         OK,
     ),
     # Questions and annotations
     Case(
         "missing questions",
-        train(spoil=lambda w: w.questions().unlink()),
+        train(corrupt=lambda w: w.questions().unlink()),
         FAILED,
         "train2014_questions.json: cannot be read",
     ),
     Case(
         "empty questions",
-        train(spoil=lambda w: w.questions().write_text("")),
+        train(corrupt=lambda w: w.questions().write_text("")),
         FAILED,
         "train2014_questions.json: .*empty",
     ),
     Case(
         "broken questions",
-        train(spoil=lambda w: cut(w.questions())),
+        train(corrupt=lambda w: truncate(w.questions())),
         FAILED,
         "train2014_questions.json: .*JSON",
     ),
     Case(
         "no question",
-        train(spoil=questions(list.clear)),
+        train(corrupt=questions(list.clear)),
         FAILED,
         "train2014_questions.json: questions: .*at least 1",
     ),
     Case(
         "question without a field",
-        train(spoil=questions(lambda q: q[1].pop("image_id"))),
+        train(corrupt=questions(lambda q: q[1].pop("image_id"))),
         FAILED,
         "questions.1.image_id",
     ),
     Case(
         "empty question",
-        train(spoil=questions(lambda q: q[1].update(question=" "))),
+        train(corrupt=questions(lambda q: q[1].update(question=" "))),
         FAILED,
         r"question \d+ is empty",
     ),
     Case(
         "question twice",
-        train(spoil=questions(lambda q: q.append(q[0]))),
+        train(corrupt=questions(lambda q: q.append(q[0]))),
         FAILED,
         r"questions.json: question \d+ stands twice",
     ),
     Case(
         "question without annotation",
-        train(spoil=annotations(list.pop)),
+        train(corrupt=annotations(list.pop)),
         FAILED,
         r"train2014_annotations.json: has no answers to question \d+ of .*train2014_questions.json",
     ),
     Case(
         "annotation without question",
-        train(spoil=questions(list.pop)),
+        train(corrupt=questions(list.pop)),
         FAILED,
         r"train2014_annotations.json: question \d+ is not in .*train2014_questions.json",
     ),
     Case(
         "annotation twice",
-        train(spoil=annotations(lambda a: a.append(a[0]))),
+        train(corrupt=annotations(lambda a: a.append(a[0]))),
         FAILED,
         r"annotations.json: question \d+ stands twice",
     ),
-    Case("annotations in another order", train(spoil=annotations(list.reverse)), OK),
+    Case("annotations in another order", train(corrupt=annotations(list.reverse)), OK),
     Case(
         "no answers",
-        train(spoil=annotations(lambda a: a[1].update(answers=[]))),
+        train(corrupt=annotations(lambda a: a[1].update(answers=[]))),
         FAILED,
         "annotations.1.answers",
     ),
-    Case("answers outside the vocabulary", train(spoil=annotations(unknown_everywhere)), OK),
-    Case("long question", train(spoil=questions(lambda q: q[1].update(question="what " * 90))), OK),
+    Case("answers outside the vocabulary", train(corrupt=annotations(unknown_everywhere)), OK),
+    Case("long question", train(corrupt=questions(lambda q: q[1].update(question="what " * 90))), OK),
     Case(
         "question too long for the model",
         train(
             "NETWORK.VLBERT.max_position_embeddings=40",
-            spoil=questions(lambda q: q[1].update(question="what " * 90)),
+            corrupt=questions(lambda q: q[1].update(question="what " * 90)),
         ),
         FAILED,
         r"record \d+: a text of 94 tokens; the model takes 38",
@@ -223,107 +223,111 @@ CASES = [
     # Sizes and pictures
     Case(
         "missing sizes",
-        train(spoil=lambda w: (w.data / "annotations/instances_train2014.json").unlink()),
+        train(corrupt=lambda w: (w.data / "annotations/instances_train2014.json").unlink()),
         FAILED,
         "instances_train2014.json: cannot be read",
     ),
     Case(
         "picture of unknown size",
-        train(spoil=questions(lambda q: q[0].update(image_id=77))),
+        train(corrupt=questions(lambda q: q[0].update(image_id=77))),
         FAILED,
         RECORD + "77",
     ),
     Case(
         "missing picture",
-        train(*PIXELS, spoil=lambda w: picture(w).unlink()),
+        train(*PIXELS, corrupt=lambda w: picture(w).unlink()),
         FAILED,
         RECORD + "COCO_train2014_0.*jpg",
     ),
     Case(
         "truncated picture",
-        train(*PIXELS, spoil=lambda w: cut(picture(w))),
+        train(*PIXELS, corrupt=lambda w: truncate(picture(w))),
         FAILED,
         RECORD + "COCO_train2014_0.*jpg",
     ),
     Case(
         "missing pictures",
-        train(*PIXELS, spoil=lambda w: (w.data / "train2014").rename(w.data / "x")),
+        train(*PIXELS, corrupt=lambda w: (w.data / "train2014").rename(w.data / "x")),
         FAILED,
         "train2014: no such folder",
     ),
     Case(
         "pictures are not needed for features",
-        train(spoil=lambda w: (w.data / "train2014").rename(w.data / "x")),
+        train(corrupt=lambda w: (w.data / "train2014").rename(w.data / "x")),
         OK,
     ),
     # Region files
     Case(
         "missing region files",
-        train("DATASET.BOXES=36", spoil=lambda w: (w.data / "vgbua_res101_precomputed").rename(w.data / "x")),
+        train(
+            "DATASET.BOXES=36", corrupt=lambda w: (w.data / "vgbua_res101_precomputed").rename(w.data / "x")
+        ),
         FAILED,
         "genome_36: no such folder",
     ),
     Case(
         "missing region file",
-        train(spoil=lambda w: w.regions().unlink()),
+        train(corrupt=lambda w: w.regions().unlink()),
         FAILED,
         RECORD + r"\d+.json: cannot be read",
     ),
     Case(
         "region file of 0 bytes",
-        train(spoil=lambda w: w.regions().write_text("")),
+        train(corrupt=lambda w: w.regions().write_text("")),
         FAILED,
         RECORD + r"\d+.json: .*empty",
     ),
     Case(
         "region file of 0 bytes in a worker",
-        train("NUM_WORKERS_PER_GPU=1", spoil=lambda w: w.regions().write_text("")),
+        train("NUM_WORKERS_PER_GPU=1", corrupt=lambda w: w.regions().write_text("")),
         FAILED,
         RECORD + r"\d+.json: .*empty",
     ),
-    Case("truncated region file", train(spoil=lambda w: cut(w.regions())), FAILED, RECORD + r"\d+.json"),
-    Case("region file with NaN", train(spoil=regions(with_nan)), FAILED, RECORD + r"\d+.json: .*nan"),
+    Case(
+        "truncated region file", train(corrupt=lambda w: truncate(w.regions())), FAILED, RECORD + r"\d+.json"
+    ),
+    Case("region file with NaN", train(corrupt=regions(with_nan)), FAILED, RECORD + r"\d+.json: .*nan"),
     Case(
         "features of another width",
-        train(spoil=regions(narrower)),
+        train(corrupt=regions(narrower)),
         FAILED,
         RECORD + r"\d+.json: features.*2048",
     ),
     Case(
         "too few regions",
-        train(spoil=regions(lambda r: r.update(num_boxes=1))),
+        train(corrupt=regions(lambda r: r.update(num_boxes=1))),
         FAILED,
         RECORD + r"\d+.json: boxes",
     ),
     Case(
         "regions of another picture",
-        train(spoil=regions(lambda r: r.update(image_w=1000))),
+        train(corrupt=regions(lambda r: r.update(image_w=1000))),
         FAILED,
         RECORD + r"region file is for a picture of \(1000, \d+\)",
     ),
-    Case("no regions", train(spoil=regions(no_regions)), OK),
+    Case("no regions", train(corrupt=regions(no_regions)), OK),
     Case(
         "no regions and no image box",
-        train("DATASET.ADD_IMAGE_AS_A_BOX=false", spoil=regions(no_regions)),
+        train("DATASET.ADD_IMAGE_AS_A_BOX=false", corrupt=regions(no_regions)),
         FAILED,
         RECORD + "ADD_IMAGE_AS_A_BOX",
     ),
     # Archives
     Case(
         "corrupt archive",
-        train("DATASET.ZIP_MODE=true", spoil=lambda w: cut(w.data / f"{REGIONS}.zip")),
+        train("DATASET.ZIP_MODE=true", corrupt=lambda w: truncate(w.data / f"{REGIONS}.zip")),
         FAILED,
         "genome.zip: not a complete zip",
     ),
     Case(
         "missing archive",
-        train("DATASET.ZIP_MODE=true", spoil=lambda w: (w.data / f"{REGIONS}.zip").unlink()),
+        train("DATASET.ZIP_MODE=true", corrupt=lambda w: (w.data / f"{REGIONS}.zip").unlink()),
         FAILED,
         "genome.zip: no such file",
     ),
     Case(
         "missing member",
-        train("DATASET.ZIP_MODE=true", spoil=rewrite_zip(f"{REGIONS}.zip", lambda name: False)),
+        train("DATASET.ZIP_MODE=true", corrupt=rewrite_zip(f"{REGIONS}.zip", lambda name: False)),
         FAILED,
         RECORD + r"genome.zip: the archive has no member .*\.json",
     ),

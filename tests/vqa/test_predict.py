@@ -15,14 +15,14 @@ from common.cli import predict as predict_main
 from common.errors import CheckpointError, DataError, UsageError
 from common.inference.queries import Query
 from tests.vqa.world import World
-from tests.world import SPREAD
+from tests.world import WIDE_INIT
 from vqa.predict import VQAPredictor
 
 
 @pytest.fixture(scope="module")
 def trained(drawn, tmp_path_factory):
     world = World(drawn, tmp_path_factory.mktemp("trained"))
-    assert world.train(SPREAD) == 0
+    assert world.train(WIDE_INIT) == 0
     return world
 
 

@@ -26,7 +26,7 @@ class World(CommandWorld):
         "test": test_command.main,
         "predict": predict_command.main,
     }
-    place = "coco"
+    data_folder = "coco"
     tiny = TINY
 
     def settings(self, changes: list[str]) -> list[str]:
