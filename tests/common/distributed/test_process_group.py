@@ -13,7 +13,7 @@ from common.distributed import process_group as distributed
 from common.errors import UsageError
 from common.evaluation.evaluator import evaluate, predict
 from common.training.metrics import Metrics, Ratio
-from tests.common.distributed.processes import run_distributed
+from tests.common.distributed.processes import run_distributed, set_environ
 from tests.common.training.toy import ToyTask, toy_config, toy_trainer
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ def toy_loader(task, batch_size, training):
 
 
 def train(batch_size):
-    """Final weights, the step of accumulation included, and the metrics of the last epoch."""
+    """Returns final weights, after accumulation, and the metrics of the last epoch."""
     config = toy_config(
         BATCH_IMAGES=batch_size, GRAD_ACCUMULATE_STEPS=2, CLIP_GRAD_NORM=1.0, OPTIMIZER="AdamW"
     )
@@ -37,11 +37,7 @@ def train(batch_size):
     trainer = toy_trainer(config, len(loader), model=model, processes=distributed.world_size())
     trainer.fit(loader)
     state = trainer.state_dict()
-    return {
-        "weights": state["state_dict"],
-        "metrics": trainer.metrics.compute(),
-        "streams": len(state["rng"]),
-    }
+    return {"weights": state["state_dict"], "metrics": trainer.metrics.compute(), "rng": len(state["rng"])}
 
 
 class SevenItems(ToyTask):
@@ -53,83 +49,98 @@ def predict_and_evaluate():
     model = distributed.wrap_ddp(task.build_model())
     loader = toy_loader(task, 2, training=False)
     records = predict(task, model, loader, CPU)
-    return {"records": records, "metrics": evaluate(task, model, loader, CPU), "training": model.training}
+    return {"records": records, "metrics": evaluate(task, model, loader, CPU)}
 
 
-def normalise_apart():
-    """Statistics of a training batch norm after one forward of different data, before and after sharing."""
-    model = torch.nn.BatchNorm2d(1)
-    wrapped = distributed.wrap_ddp(model)
-    wrapped(torch.full((2, 1, 2, 2), float(distributed.rank() + 1)))
-    before = model.running_mean.item()
-    distributed.broadcast_buffers(model)
-    return {"before": before, "after": model.running_mean.item()}
+def batch_norm_statistics():
+    """Returns running means after a step on different data, before and after the broadcast, and without training."""
+    norm = torch.nn.BatchNorm2d(1)
+    model = distributed.wrap_ddp(norm)
+    model(torch.full((2, 1, 2, 2), float(distributed.rank() + 1)))
+    before = norm.running_mean.item()
+    distributed.broadcast_buffers(norm)
+    return {"before": before, "after": norm.running_mean.item(), "synchronizes": model.broadcast_buffers}
 
 
-def uneven_metrics():
+def frozen_batch_norm_synchronizes():
+    class Frozen(torch.nn.BatchNorm2d):
+        def train(self, mode=True):
+            return super().train(False)
+
+    return distributed.wrap_ddp(torch.nn.Sequential(Frozen(1))).broadcast_buffers
+
+
+def metrics_of_rank_1():
     metrics = Metrics()
     if distributed.rank() == 1:
         metrics.update(
             {"A": Ratio(torch.tensor(3.0), torch.tensor(4)), "B": Ratio(torch.tensor(0.0), torch.tensor(0))}
         )
-    state = metrics.state_dict()
-    metrics.load_state_dict(state)
+    metrics.load_state_dict(metrics.state_dict())
     return metrics.compute()
 
 
-def everything():
+def all_results():
     return {
         "trained": train(batch_size=2),
         "evaluated": predict_and_evaluate(),
-        "uneven": uneven_metrics(),
-        "norms": normalise_apart(),
+        "metrics": metrics_of_rank_1(),
+        "norms": batch_norm_statistics(),
+        "frozen norms": frozen_batch_norm_synchronizes(),
     }
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What two processes return; started once, as starting them takes seconds."""
-    return run_distributed(everything, tmp_path_factory.mktemp("ranks"))
+    """Results of two processes, which take seconds to start."""
+    return run_distributed(all_results, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.dist
-def test_two_processes_train_like_one_with_the_double_batch(ranks):
-    one = train(batch_size=4)
+@pytest.mark.integration
+def test_ddp_matches_one_process_with_the_double_batch(ranks):
+    expected = train(batch_size=4)
     first, second = (result["trained"] for result in ranks)
-    assert {name.removeprefix("module.") for name in first["weights"]} == set(one["weights"])
+    assert {name.removeprefix("module.") for name in first["weights"]} == set(expected["weights"])
     for name, value in first["weights"].items():
         assert name.startswith("module.")
         assert torch.equal(value, second["weights"][name])
-        torch.testing.assert_close(value, one["weights"][name.removeprefix("module.")], rtol=1e-6, atol=1e-6)
-    assert first["metrics"] == pytest.approx(one["metrics"], rel=1e-5)
-    assert (first["streams"], one["streams"]) == (2, 1)
+        reference = expected["weights"][name.removeprefix("module.")]
+        torch.testing.assert_close(value, reference, rtol=1e-6, atol=1e-6)
+    assert first["metrics"] == pytest.approx(expected["metrics"], rel=1e-5)
+    assert (first["rng"], expected["rng"]) == (2, 1)
 
 
 @pytest.mark.dist
-def test_two_processes_predict_every_sample_once_in_order(ranks):
-    alone = predict_and_evaluate()
+@pytest.mark.integration
+def test_predict_returns_every_sample_once_in_order(ranks):
+    expected = predict_and_evaluate()
     for result in (rank["evaluated"] for rank in ranks):
         assert [record["id"] for record in result["records"]] == [f"toy-{i}" for i in range(7)]
         scores = [record["score"] for record in result["records"]]
-        assert scores == pytest.approx([record["score"] for record in alone["records"]])
-        assert result["metrics"] == pytest.approx(alone["metrics"])
+        assert scores == pytest.approx([record["score"] for record in expected["records"]])
+        assert result["metrics"] == pytest.approx(expected["metrics"])
 
 
 @pytest.mark.dist
-def test_all_ranks_evaluate_with_the_statistics_of_rank_0(ranks):
+@pytest.mark.integration
+def test_broadcast_buffers_copies_those_of_rank_0(ranks):
     first, second = (rank["norms"] for rank in ranks)
     assert first["before"] != second["before"]
     assert first["after"] == second["after"] == first["before"]
+    assert [rank["norms"]["synchronizes"] for rank in ranks] == [True, True]
+    assert [rank["frozen norms"] for rank in ranks] == [False, False]
 
 
 @pytest.mark.dist
-def test_a_rank_without_batches_takes_part_in_the_reduction(ranks):
-    for values in (rank["uneven"] for rank in ranks):
+@pytest.mark.integration
+def test_metrics_include_a_rank_without_batches(ranks):
+    for values in (rank["metrics"] for rank in ranks):
         assert values["A"] == 0.75
         assert math.isnan(values["B"])
 
 
-def test_one_process():
+def test_functions_without_process_group():
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     assert distributed.gather_objects("x") == ["x"]
     distributed.barrier()
@@ -139,94 +150,88 @@ def test_one_process():
         pass
 
 
-def test_dist_needs_the_launcher():
-    with pytest.raises(UsageError, match="--dist: MASTER_PORT, RANK not set; start with torchrun"):
-        distributed.init_distributed({"MASTER_ADDR": "x", "WORLD_SIZE": "1"})
-
-
-def test_slurm():
+@pytest.mark.integration
+def test_slurm_environment(tmp_path, monkeypatch):
     environ = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_NODELIST": "n[1-2]"}
-    assert distributed.slurm_environment(environ, 4, "n1") == {
-        "MASTER_PORT": "29500",
-        "MASTER_ADDR": "n1",
-        "WORLD_SIZE": "8",
-        "RANK": "5",
-        "LOCAL_RANK": "1",
-    }
-    assert distributed.slurm_environment({**environ, "MASTER_PORT": "4"}, 0, "n1")["MASTER_PORT"] == "4"
-    with pytest.raises(UsageError, match="--slurm: SLURM_PROCID, SLURM_NTASKS, SLURM_NODELIST not set"):
-        distributed.slurm_environment({}, 1, "")
+    expected = {"MASTER_ADDR": "n1", "WORLD_SIZE": "8", "RANK": "5"}
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostname n[1-2]" ] && echo n1 && echo n2\n')
+    scontrol.chmod(0o755)
+    assert distributed.slurm_environment(environ, 4) == expected | {"MASTER_PORT": "29500", "LOCAL_RANK": "1"}
+    with_port = {**environ, "MASTER_PORT": "4"}
+    assert distributed.slurm_environment(with_port, 0) == expected | {"MASTER_PORT": "4", "LOCAL_RANK": "0"}
+    with pytest.raises(UsageError, match=r"--slurm: `scontrol show hostname x` failed"):
+        distributed.slurm_environment({**environ, "SLURM_NODELIST": "x"}, 1)
 
 
 @pytest.mark.parametrize(
-    ("flag", "listed", "available", "expected"),
+    ("function", "message"),
     [
-        (None, [0, 1], 2, (0, 1)),
-        (None, [], 2, ()),
-        ([1], [0], 2, (1,)),
-        ([-1], [0], 2, ()),
-        ([0, 0], [], 1, (0,)),
+        (
+            lambda: distributed.init_distributed({"MASTER_ADDR": "x", "WORLD_SIZE": "1"}),
+            "--dist: MASTER_PORT, RANK not set; start with torchrun",
+        ),
+        (
+            lambda: distributed.slurm_environment({}, 1),
+            "--slurm: SLURM_PROCID, SLURM_NTASKS, SLURM_NODELIST not set",
+        ),
+        (lambda: distributed.choose_gpus([7], [], 2), "--gpus 7: no such GPU; this machine has 0 to 1"),
+        (
+            lambda: distributed.choose_gpus([7], [], 0),
+            "--gpus 7: no such GPU; this machine has none; omit the",
+        ),
     ],
 )
-def test_which_gpus(flag, listed, available, expected, caplog):
-    assert distributed.choose_gpus(flag, listed, available) == expected
-    assert not caplog.records
+def test_bad_environment_or_flag(function, message):
+    with pytest.raises(UsageError, match=message):
+        function()
 
 
 @pytest.mark.parametrize(
-    ("available", "expected", "says"), [(0, (), "running on the CPU"), (2, (0, 1), "using GPU 0, 1")]
+    ("flag", "listed", "available", "expected", "warning"),
+    [
+        (None, [0, 1], 2, (0, 1), ""),
+        (None, [], 2, (), ""),
+        ([1], [0], 2, (1,), ""),
+        ([-1], [0], 2, (), ""),
+        ([0, 0], [], 1, (0,), ""),
+        (None, [0, 1, 2], 2, (0, 1), "GPUS=0,1,2 requested, but only some exist; using GPU 0, 1"),
+        (None, [0], 0, (), "GPUS=0 requested, but no such CUDA device is available; running on the CPU"),
+    ],
 )
-def test_a_yaml_list_of_absent_gpus_is_a_warning(available, expected, says, caplog):
-    assert distributed.choose_gpus(None, [0, 1, 2, 3], available) == expected
-    (record,) = caplog.records
-    assert says in record.getMessage()
-    assert record.levelname == "WARNING"
+def test_choose_gpus(flag, listed, available, expected, warning, caplog):
+    assert distributed.choose_gpus(flag, listed, available) == expected
+    assert caplog.messages == ([warning] if warning else [])
 
 
-@pytest.mark.parametrize(("available", "has"), [(0, "none; leave the flag out"), (2, "0 to 1")])
-def test_an_absent_gpu_on_the_command_line_is_an_error(available, has):
-    with pytest.raises(UsageError, match=f"--gpus 7: no such GPU on this machine, which has {has}"):
-        distributed.choose_gpus([7], [], available)
-
-
-def test_the_command_is_started_once_per_gpu():
-    command, environ = distributed.torchrun_command([0, 2], ["train.py", "--cfg", "x"], {"A": "b"})
-    assert command == [
-        sys.executable,
-        *(
-            "-m",
-            "common.distributed.launcher",
-            "--standalone",
-            "--local_addr=127.0.0.1",
-            "--nproc_per_node=2",
-        ),
-        *("train.py", "--cfg", "x"),
-    ]
-    assert environ == {"A": "b", "CUDA_VISIBLE_DEVICES": "0,2"}
-    _, environ = distributed.torchrun_command([0, 2], [], {"CUDA_VISIBLE_DEVICES": "4,5,7"})
-    assert environ["CUDA_VISIBLE_DEVICES"] == "4,7"
-
-
-def test_a_cpu_run_needs_nothing(monkeypatch):
+@pytest.mark.parametrize("gpus", ["", "cpu"])
+def test_setup_device_uses_the_cpu_without_gpus(gpus, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    for gpus in ("", "cpu"):
-        assert distributed.setup_device(dist_flag=False, slurm=False, gpus_flag=None, gpus_listed=gpus) == CPU
+    assert distributed.setup_device(dist_flag=False, slurm=False, gpus_flag=None, gpus_listed=gpus) == CPU
 
 
-def test_several_gpus_start_the_command_anew(monkeypatch):
-    class Started(Exception):
+@pytest.mark.parametrize(("visible", "devices"), [("", "0,2"), ("4,5,7", "4,7")])
+def test_setup_device_restarts_with_one_process_per_gpu(visible, devices, monkeypatch):
+    class Restarted(Exception):
         pass
 
-    def execve(*arguments):
-        raise Started(arguments)
+    def execve(path, command, environ):
+        launcher = ["-m", "common.distributed.launcher", "--standalone", "--local_addr=127.0.0.1"]
+        assert command == [sys.executable, *launcher, "--nproc_per_node=2", "train.py", "--cfg", "x"]
+        assert (path, environ["CUDA_VISIBLE_DEVICES"]) == (sys.executable, devices)
+        raise Restarted
 
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr("os.execve", execve)
-    with pytest.raises(Started, match="nproc_per_node=2"):
-        distributed.setup_device(dist_flag=False, slurm=False, gpus_flag=None, gpus_listed="0,1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--cfg", "x"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(Restarted):
+        distributed.setup_device(dist_flag=False, slurm=False, gpus_flag=None, gpus_listed="0,2")
 
 
-def test_a_place_where_nobody_can_meet(monkeypatch):
+@pytest.mark.integration
+def test_init_distributed_names_a_port_in_use(monkeypatch):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
@@ -234,22 +239,22 @@ def test_a_place_where_nobody_can_meet(monkeypatch):
         environ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": "0"}
         for name, value in environ.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(UsageError, match=f"MASTER_PORT {port}: the processes cannot meet there"):
+        with pytest.raises(UsageError, match=f"MASTER_PORT {port}: the processes cannot connect"):
             distributed.init_distributed(os.environ)
 
 
-def meet_again(rank, port, attempt):
-    """As torchrun starts processes anew: the store that the first ones met at is still there."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank))
-    os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT=attempt)
-    time.sleep(rank if attempt == "1" else 0)  # rank 0 must not take the address that rank 1 had
+def connect(rank, port, attempt):
+    """Joins as a process that torchrun started; the store of the first attempt still exists in the second."""
+    set_environ(rank, 2, port, TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT=attempt)
+    time.sleep(rank if attempt == "1" else 0)  # rank 0 must not take the old address of rank 1
     distributed.init_distributed(os.environ)
     assert distributed.gather_objects(rank) == [0, 1]
     os._exit(0)
 
 
 @pytest.mark.dist
-def test_processes_that_are_started_again_meet_each_other():
+@pytest.mark.integration
+def test_init_distributed_after_a_restart():
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for attempt in ("0", "1"):
-        torch.multiprocessing.spawn(meet_again, (store.port, attempt), nprocs=2)
+        torch.multiprocessing.spawn(connect, (store.port, attempt), nprocs=2)
