@@ -11,7 +11,7 @@ pytestmark = pytest.mark.dist
 
 FALL = """
 import os, time
-from common.cli.train import run
+from common.cli.run import run
 
 def main():
     if os.environ["RANK"] == "0":
