@@ -12,12 +12,13 @@ slower of training and input. GPUs share disks and storage equally.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import pandas as pd
 
 if __package__ in (None, ""):  # run as a file: the parent folder holds the packages
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -174,17 +175,6 @@ def all_reduce_times(plan: Plan, gpus: int, backward_ms: float) -> tuple[float, 
     return sum(durations), max(0.0, finish_time(ready, durations) - backward_ms)
 
 
-def input_times(plan: Plan, gpus: int, samples: int) -> dict[str, float]:
-    """Returns the time in ms that each stage of the input pipeline needs for the `samples` of one GPU."""
-    mb = samples * plan.model.input_mb
-    gpus_per_disk = min(gpus, plan.machine.gpus)
-    return {
-        "workers": samples * plan.model.input_ms / plan.workers,
-        "disk": gpus_per_disk * mb / plan.disk_gbps,
-        "storage": gpus * mb / plan.storage_gbps,
-    }
-
-
 def split_batch(plan: Plan, gpus: int) -> tuple[int, int]:
     """Returns microbatch size and accumulation steps of a GPU: those of the plan, or what keeps the global batch.
 
@@ -215,7 +205,13 @@ def simulate(plan: Plan, gpus: int) -> Step:
     compute_ms = accumulate * micro_ms + update_ms
     backward_ms = (1 - FORWARD_FRACTION) * micro_ms
     reduce_ms, exposed_ms = all_reduce_times(plan, gpus, backward_ms)
-    stages = input_times(plan, gpus, accumulate * batch)
+    input_mb = accumulate * batch * plan.model.input_mb
+    # The slowest stage limits the input; a machine shares its disks, and all machines share the storage.
+    stages = {
+        "workers": accumulate * batch * plan.model.input_ms / plan.workers,
+        "disk": min(gpus, plan.machine.gpus) * input_mb / plan.disk_gbps,
+        "storage": gpus * input_mb / plan.storage_gbps,
+    }
     slowest = max(stages, key=lambda stage: stages[stage])
     training_ms = compute_ms + exposed_ms
     step_ms = max(training_ms, stages[slowest])
@@ -244,34 +240,6 @@ def first_limit(plan: Plan, max_gpus: int = MAX_GPUS) -> Step | None:
         if step.limit != "compute":
             return step
     return None
-
-
-def table(steps: Sequence[Step]) -> str:
-    """Formats steps as a table; columns are as wide as their names."""
-    lines = ["  ".join(Step._fields)]
-    for step in steps:
-        cells = [f"{cell:,.4g}" if isinstance(cell, float) else str(cell) for cell in step]
-        lines.append(
-            "  ".join(f"{cell:>{len(name)}}" for name, cell in zip(Step._fields, cells, strict=True))
-        )
-    return "\n".join(lines)
-
-
-def write_csv(steps: Sequence[Step], path: Path) -> None:
-    """Writes the table as csv.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-
-    def fill(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([Step._fields, *steps])
-
-    try:
-        replace_file(path, fill)
-    except OSError as error:
-        raise UsageError(f"--csv {path}: cannot be written ({error.strerror})") from error
 
 
 def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
@@ -336,10 +304,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     if plan.utilization > 1:
         raise UsageError(f"--utilization {plan.utilization:g}: must be at most 1")
-    steps = [simulate(plan, gpus) for gpus in args["gpus"]]
-    if args["csv"]:
-        write_csv(steps, args["csv"])
-    print(table(steps))
+    steps = pd.DataFrame([simulate(plan, gpus) for gpus in args["gpus"]])
+    if path := args["csv"]:
+        try:
+            replace_file(path, lambda temporary: temporary.write_text(steps.to_csv(index=False)))
+        except OSError as error:
+            raise UsageError(f"--csv {path}: cannot be written ({error.strerror})") from error
+    print(steps.to_string(index=False, float_format="{:,.4g}".format))
     step = first_limit(plan)
     if step:
         print(

@@ -54,29 +54,24 @@ def make_refs(sizes: Mapping[str, int], seed: int) -> tuple[list[dict[str, Any]]
             images.append(image)
             scene = image.scene
             for target, annotation in zip(scene.objects, image.annotations(), strict=True):
-                split = (
-                    splits[0] if target.category is PERSON else splits[-1]
-                )  # testA: people, testB: the rest
+                # testA contains people, testB everything else.
+                split = splits[0] if target.category is PERSON else splits[-1]
                 texts = expressions(scene, target)
                 indices = rng.permutation(len(texts))[: min(SENTENCES_PER_REF, missing[split])]
                 if len(indices):
                     missing[split] -= len(indices)
-                    refs.append(_ref(len(refs), split, image, annotation, [texts[int(i)] for i in indices]))
+                    sentences = []
+                    for i, text in enumerate(
+                        (texts[int(index)] for index in indices), SENTENCES_PER_REF * len(refs)
+                    ):
+                        sentences.append({"sent_id": i, "raw": text, "sent": text, "tokens": text.split()})
+                    refs.append({
+                        "ref_id": len(refs), "ann_id": annotation["id"], "image_id": image.image_id, "split": split,
+                        "sent_ids": [sentence["sent_id"] for sentence in sentences],
+                        "category_id": annotation["category_id"],
+                        "file_name": f"{image.file_name[:-4]}_{annotation['id']}.jpg", "sentences": sentences,
+                    })  # fmt: skip
     return refs, images
-
-
-def _ref(
-    ref_id: int, split: str, image: CocoImage, annotation: Mapping[str, Any], texts: list[str]
-) -> dict[str, Any]:
-    ids = [SENTENCES_PER_REF * ref_id + i for i in range(len(texts))]
-    return {
-        "ref_id": ref_id, "ann_id": annotation["id"], "image_id": image.image_id, "split": split, "sent_ids": ids,
-        "category_id": annotation["category_id"], "file_name": f"{image.file_name[:-4]}_{annotation['id']}.jpg",
-        "sentences": [
-            {"sent_id": i, "raw": text, "sent": text, "tokens": text.split()}
-            for i, text in zip(ids, texts, strict=True)
-        ],
-    }  # fmt: skip
 
 
 def proposals(image: CocoImage, rng: np.random.Generator) -> list[dict[str, Any]]:

@@ -74,25 +74,20 @@ def test_probe_dataset_masks_all_pieces_of_a_word(trained):
     assert {tuple(labels) for labels in all_labels} == {(), tuple(pieces)}
 
 
-def test_blank_regions_mask_all_features(trained):
-    (dataset,) = probe_task(trained, ["red"], blank=True).build_datasets("val")
-    sample = dataset[ItemKey(0, 0)]
-    assert sample.hidden.all()
-    assert len(sample.hidden) == len(sample.boxes)
-    assert sample.masked_pixel_boxes is None
-
-
-def test_blank_regions_mask_the_whole_image(trained):
+@pytest.mark.parametrize("changes", [(), PIXELS], ids=["features", "pixels"])
+def test_blank_regions_mask_all_features_and_the_whole_image(trained, changes):
     (visible,), (blank,) = (
-        probe_task(trained, ["red"], *PIXELS, blank=blank).build_datasets("val") for blank in (False, True)
+        probe_task(trained, ["red"], *changes, blank=blank).build_datasets("val") for blank in (False, True)
     )
     sample = blank[ItemKey(0, 0)]
-    assert sample.image is not None
-    _, height, width = sample.image.shape
     assert sample.hidden.all()
-    assert sample.masked_pixel_boxes is not None
-    assert sample.masked_pixel_boxes.tolist() == [[0, 0, width - 1, height - 1]]
-    assert visible[ItemKey(0, 0)].masked_pixel_boxes.shape == (0, 4)
+    assert len(sample.hidden) == len(sample.boxes)
+    if changes:
+        _, height, width = sample.image.shape
+        assert sample.masked_pixel_boxes.tolist() == [[0, 0, width - 1, height - 1]]
+        assert visible[ItemKey(0, 0)].masked_pixel_boxes.shape == (0, 4)
+    else:
+        assert sample.masked_pixel_boxes is None
 
 
 def test_predictions_are_right_if_all_pieces_are(trained):
