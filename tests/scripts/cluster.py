@@ -1,4 +1,4 @@
-"""A real SLURM cluster of two nodes on this machine, from Debian's packages slurmctld, slurmd, slurm-client, munge."""
+"""A real SLURM cluster of two nodes on this machine (Debian: slurmctld, slurmd, slurm-client, munge)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 from tests.common.distributed.processes import free_port
+from tests.scripts.launching import wait_for
 
-DAEMONS = ("munged", "slurmctld", "slurmd")
+COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch")
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -42,28 +43,27 @@ PartitionName=part Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def why_not() -> str:
-    """Returns why no cluster can be had here, an empty string where it can."""
-    missing = [name for name in (*DAEMONS, "sbatch") if shutil.which(name) is None]
+def reason_to_skip() -> str:
+    """Returns why no cluster can run here, or an empty string."""
+    missing = [name for name in COMMANDS if shutil.which(name) is None]
     if missing:
         return f"{', '.join(missing)} not found: apt-get install slurmctld slurmd slurm-client munge"
-    return "" if os.geteuid() == 0 else "the daemons of SLURM need root"
+    return "" if os.geteuid() == 0 else "the SLURM daemons need root"
 
 
 class Cluster:
-    """The daemons in `folder`, whose path must be short enough for a socket."""
+    """Runs the daemons in `folder`, whose path must be short enough for a socket."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.chmod(0o755)
         (folder / "state").mkdir()
-        for number in range(4):
-            (folder / f"gpu{number}").touch()
+        for index in range(4):
+            (folder / f"gpu{index}").touch()
         (folder / "munge.key").write_bytes(os.urandom(128))
         (folder / "munge.key").chmod(0o600)
         ports = [free_port() for _ in range(3)]
-        host = socket.gethostname()
-        text = CONFIGURATION.format(folder=folder, ports=ports, host=host)
+        text = CONFIGURATION.format(folder=folder, ports=ports, host=socket.gethostname())
         (folder / "slurm.conf").write_text(text)
         (folder / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu File={folder}/gpu[0-3]\n")
         self.environ = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
@@ -71,54 +71,36 @@ class Cluster:
     def __enter__(self) -> Cluster:
         options = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid"}
         options |= {"log-file": "munged.log", "seed-file": "munged.seed"}
+        flags = [f"--{option}={self.folder / name}" for option, name in options.items()]
         try:
-            self._start(
-                "munged", "--force", *(f"--{key}={self.folder / name}" for key, name in options.items())
-            )
+            self._start("munged", "--force", *flags)
             self._start("slurmctld", "-c")
             for node in ("n1", "n2"):
                 self._start("slurmd", "-c", "-N", node)
-            self.wait(lambda: self.say("sinfo", "-h", "-N", "-o", "%T").split() == ["idle", "idle"])
+            wait_for(lambda: self.output("sinfo", "-h", "-N", "-o", "%T").split() == ["idle", "idle"])
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.say("scancel", "--user", "root")
+        self.output("scancel", "--user", "root")
         time.sleep(1)
         for path in self.folder.glob("*.pid"):
             os.kill(int(path.read_text()), 15)
-        self.wait(lambda: not list(self.folder.glob("*.pid")))
+        wait_for(lambda: not list(self.folder.glob("*.pid")))
 
     def _start(self, *command: str) -> None:
-        log = (self.folder / "start.log").open("a")
-        done = subprocess.run(
-            command,
-            env=self.environ,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            timeout=30,
-            check=False,
-        )
-        log.close()
+        with (self.folder / "start.log").open("a") as log:
+            streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            done = subprocess.run(command, env=self.environ, timeout=30, check=False, **streams)
         assert done.returncode == 0, (self.folder / "start.log").read_text()
 
-    def say(self, *command: str) -> str:
-        """Returns what a command of SLURM prints."""
-        done = subprocess.run(
-            command, env=self.environ, capture_output=True, text=True, timeout=60, check=False
-        )
-        return done.stdout
+    def output(self, *command: str) -> str:
+        """Returns the output of a SLURM command, whatever its status."""
+        options = {"env": self.environ, "timeout": 60, "text": True}
+        return subprocess.run(command, check=False, capture_output=True, **options).stdout
 
-    def job(self, number: int | str) -> dict[str, str]:
-        """What SLURM knows of a job."""
-        return dict(re.findall(r"(\w+)=(\S*)", self.say("scontrol", "show", "job", str(number))))
-
-    @staticmethod
-    def wait(condition, seconds: float = 60) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end
-            time.sleep(0.5)
+    def job(self, job_id: int | str) -> dict[str, str]:
+        """Returns the properties of a job."""
+        return dict(re.findall(r"(\w+)=(\S*)", self.output("scontrol", "show", "job", str(job_id))))

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts.cluster import Cluster, why_not
-from tests.scripts.launching import Launch
+from tests.scripts.cluster import Cluster, reason_to_skip
+from tests.scripts.launching import Launch, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    if reason := why_not():
+    if reason := reason_to_skip():
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     try:
@@ -30,80 +30,83 @@ def cluster():
 @pytest.fixture
 def launch(cluster, tmp_path):
     result = Launch(tmp_path)
-    # Both nodes are this machine, and have no names that resolve.
+    # Both nodes are this machine. Their names do not resolve.
     result.environ |= {"SLURM_CONF": cluster.environ["SLURM_CONF"], "MASTER_ADDR": "127.0.0.1"}
     result.environ |= {"GPUS_PER_NODE": "2", "CPUS_PER_TASK": "1", "SRUN_ARGS": "--time=10"}
     return result
 
 
-def lines(output):
+def run(launch, script, processes, **environ):
+    """Runs a script to the end and returns status, the fields of the stub's lines, stdout and stderr."""
+    arguments = ("part", "toy", *launch.arguments, processes)
+    status, output, errors = launch.run(script, *arguments, **environ)
+    return status, fields(output), output, errors
+
+
+def fields(output):
     return sorted(line.split() for line in output.splitlines() if line.startswith("up "))
 
 
-def started(launch, *arguments, **environ):
-    """A running job, once both of its processes are up: the script that follows it, and its number."""
-    process = launch.start("dist_run_slurm.sh", "part", "toy", *launch.arguments, *arguments, **environ)
-    message = process.stderr.readline()
-    Cluster.wait(lambda: len(list(launch.out.glob("up-*"))) == 2)
-    number = re.search(r"job (\d+), output in \S+/out/slurm/toy-\1\.out", message)[1]
-    return process, number
-
-
-def test_three_processes_on_two_nodes_meet(launch):
-    arguments = ("part", "toy", *launch.arguments, 3)
-    status, output, errors = launch.run("dist_run_slurm.sh", *arguments, PY_ARGS="--do meet")
-    assert status == 0, errors
-    found = lines(output)
-    assert [line[1:4] for line in found] == [[rank, "3", "012"] for rank in "012"]
-    assert len({line[5] for line in found}) == 1  # one port
-
-
-def test_a_job_without_gpus_in_one_process(launch):
-    arguments = ("part", "toy", *launch.arguments, 1)
-    status, output, _ = launch.run("nondist_run_slurm.sh", *arguments, SRUN_ARGS="--gres=none")
-    assert status == 0
-    assert [line[1:3] + line[-2:] for line in lines(output)] == [["-", "-", "False", "out"]]
-
-
-def test_a_mistake_ends_the_job_with_its_status(cluster, launch):
+def start_job(launch, **environ):
+    """Starts a job of two processes; returns the script that follows it and the job id, once both processes run."""
     arguments = ("part", "toy", *launch.arguments, 2)
-    status, output, errors = launch.run("dist_run_slurm.sh", *arguments, PY_ARGS="--do mistake")
+    process = launch.start("dist_run_slurm.sh", *arguments, PY_ARGS="--do wait", **environ)
+    message = process.stderr.readline()
+    launch.wait_until_up()
+    return process, re.search(r"job (\d+), output in \S+/out/slurm/toy-\1\.out", message)[1]
+
+
+def test_processes_on_two_nodes_connect(launch):
+    status, lines, _, errors = run(launch, "dist_run_slurm.sh", 3, PY_ARGS="--do meet")
+    assert status == 0, errors
+    assert [line[1:4] for line in lines] == [[rank, "3", "012"] for rank in "012"]
+    assert len({line[5] for line in lines}) == 1  # one port
+
+
+def test_nondist_job_runs_one_process_without_gpus(launch):
+    status, lines, _, _ = run(launch, "nondist_run_slurm.sh", 1, SRUN_ARGS="--gres=none")
+    assert status == 0
+    assert [line[1:3] + line[-2:] for line in lines] == [["-", "-", "False", "out"]]
+
+
+def test_failed_job_keeps_its_status(cluster, launch):
+    status, _, output, errors = run(launch, "dist_run_slurm.sh", 2, PY_ARGS="--do fail")
     assert status == 2
     assert output.count("error: this is wrong") == 1
-    assert "queued again" not in output
-    number = re.search(r"job (\d+)", errors)[1]
-    assert cluster.job(number)["JobState"] == "FAILED"
+    assert "requeued" not in output
+    job_id = re.search(r"job (\d+)", errors)[1]
+    assert cluster.job(job_id)["JobState"] == "FAILED"
 
 
-def test_what_sbatch_refuses_is_shown(launch):
+def test_sbatch_errors_are_shown(launch):
     status, _, errors = launch.run("dist_run_slurm.sh", "nowhere", "toy", *launch.arguments)
     assert (status, "invalid partition specified: nowhere" in errors) == (1, True)
 
 
-def test_a_run_that_its_time_ends_is_queued_again_and_followed_to_its_end(cluster, launch):
-    # A limit of two minutes: the signal comes at once.
-    process, number = started(launch, 2, PY_ARGS="--do wait", GPUS_PER_NODE="1", SRUN_ARGS="--time=2")
-    Cluster.wait(lambda: len(list(launch.out.glob("SIGUSR1-*"))) == 2, 90)
-    Cluster.wait(lambda: cluster.job(number)["Restarts"] == "1")
-    cluster.say("scontrol", "update", f"JobId={number}", "StartTime=now")  # SLURM waits for two minutes
+def test_job_at_its_time_limit_is_requeued_and_followed_to_its_end(cluster, launch):
+    # The signal comes two minutes before the limit, which is at once.
+    process, job_id = start_job(launch, GPUS_PER_NODE="1", SRUN_ARGS="--time=2")
+    wait_for(lambda: launch.received_signals() == {"SIGUSR1-0", "SIGUSR1-1"}, 90)
+    wait_for(lambda: cluster.job(job_id)["Restarts"] == "1")
+    cluster.output("scontrol", "update", f"JobId={job_id}", "StartTime=now")  # instead of two minutes later
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0
-    assert f"job {number}: saved; requeued" in output
-    assert [line[1:3] for line in lines(output)] == [["0", "2"], ["0", "2"], ["1", "2"], ["1", "2"]]
-    assert sorted(line[6] for line in lines(output)) == ["-", "-", "1", "1"]  # restarts
+    assert f"job {job_id}: saved; requeued" in output
+    assert [line[1:3] for line in fields(output)] == [["0", "2"], ["0", "2"], ["1", "2"], ["1", "2"]]
+    assert sorted(line[6] for line in fields(output)) == ["-", "-", "1", "1"]  # restarts
 
 
-def test_a_cancelled_run_is_told_and_not_queued_again(cluster, launch):
-    process, number = started(launch, 2, PY_ARGS="--do wait")
-    cluster.say("scancel", number)
+def test_cancelled_job_receives_a_signal_and_is_not_requeued(cluster, launch):
+    process, job_id = start_job(launch)
+    cluster.output("scancel", job_id)
     output, _ = process.communicate(timeout=100)
-    assert len(list(launch.out.glob("SIGTERM-*"))) == 2
+    assert launch.received_signals() == {"SIGTERM-0", "SIGTERM-1"}
     assert process.returncode != 0
-    assert "queued again" not in output
-    assert cluster.job(number)["JobState"] == "CANCELLED"
+    assert "requeued" not in output
+    assert cluster.job(job_id)["JobState"] == "CANCELLED"
 
 
-def test_init_on_a_node(launch):
+def test_init_runs_on_a_node(launch):
     status, output, errors = launch.run("init_slurm.sh", "part", "toy")
     assert status == 0, errors
     assert output.startswith("python ")

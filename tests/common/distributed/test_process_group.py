@@ -97,7 +97,6 @@ def ranks(tmp_path_factory):
 
 
 @pytest.mark.dist
-@pytest.mark.integration
 def test_ddp_matches_one_process_with_the_double_batch(ranks):
     expected = train(batch_size=4)
     first, second = (result["trained"] for result in ranks)
@@ -112,7 +111,6 @@ def test_ddp_matches_one_process_with_the_double_batch(ranks):
 
 
 @pytest.mark.dist
-@pytest.mark.integration
 def test_predict_returns_every_sample_once_in_order(ranks):
     expected = predict_and_evaluate()
     for result in (rank["evaluated"] for rank in ranks):
@@ -123,7 +121,6 @@ def test_predict_returns_every_sample_once_in_order(ranks):
 
 
 @pytest.mark.dist
-@pytest.mark.integration
 def test_broadcast_buffers_copies_those_of_rank_0(ranks):
     first, second = (rank["norms"] for rank in ranks)
     assert first["before"] != second["before"]
@@ -133,7 +130,6 @@ def test_broadcast_buffers_copies_those_of_rank_0(ranks):
 
 
 @pytest.mark.dist
-@pytest.mark.integration
 def test_metrics_include_a_rank_without_batches(ranks):
     for values in (rank["metrics"] for rank in ranks):
         assert values["A"] == 0.75
@@ -253,7 +249,6 @@ def connect(rank, port, attempt):
 
 
 @pytest.mark.dist
-@pytest.mark.integration
 def test_init_distributed_after_a_restart():
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for attempt in ("0", "1"):

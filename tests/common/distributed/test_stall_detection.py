@@ -105,7 +105,6 @@ def all_messages():
 
 
 @pytest.mark.dist
-@pytest.mark.integration
 def test_stall_detector_names_the_stalled_rank(tmp_path):
     by_rank = run_distributed(all_messages, tmp_path)
     head = "no progress for more than 0.8 s (STALL_SECONDS): rank 1 stalled after "
