@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from common.errors import UsageError
 from scripts import make_toy_data
 from scripts.make_toy_data import MANIFEST, ToyWorld, main
 from scripts.toy import refcoco, vqa
@@ -63,21 +63,20 @@ def assert_inside(boxes, width, height):
     assert (boxes[:, 2:] - boxes[:, :2] >= 16).all()
 
 
-def check_regions(path, width, height, classes):
+def check_regions(path, size, classes=False):
+    """Checks a region file; returns its number of regions."""
     regions = read(path)
-    count = regions["num_boxes"]
-    assert (regions["image_w"], regions["image_h"]) == (width, height)
+    assert (regions["image_w"], regions["image_h"]) == size
     boxes = decode(regions["boxes"], 4)
-    assert boxes.shape == (count, 4)
-    assert decode(regions["features"], FEATURES).shape == (count, FEATURES)
-    assert_inside(boxes, width, height)
+    assert len(boxes) == len(decode(regions["features"], FEATURES)) == regions["num_boxes"]
+    assert_inside(boxes, *size)
     assert ("classes" in regions) == classes
     if classes:
         scores = decode(regions["classes"], CLASSES)
-        assert scores.shape == (count, CLASSES)
+        assert len(scores) == len(boxes)
         assert (scores.sum(axis=1) == 1).all()
         assert (scores.max(axis=1) > 0.5).all()
-    return count
+    return len(boxes)
 
 
 # VCR
@@ -209,8 +208,8 @@ def test_vqa_questions_have_images_and_regions(toy, image_set):
         with Image.open(coco / image_set / f"COCO_{image_set}_{image_id:012d}.jpg") as image:
             assert image.size == size
         adaptive, fixed = (coco / "vgbua_res101_precomputed" / name for name in vqa.BOX_SETS[image_set])
-        check_regions(adaptive / f"{image_id}.json", *size, classes=False)
-        assert check_regions(fixed / f"{image_id}.json", *size, classes=False) == vqa.REGIONS_36
+        check_regions(adaptive / f"{image_id}.json", size)
+        assert check_regions(fixed / f"{image_id}.json", size) == vqa.REGIONS_36
 
 
 def test_vqa_annotations_match_questions_and_vocabulary(toy):
@@ -275,20 +274,21 @@ def test_vqa_features_separate_colors(toy):
 
 def test_refcoco_expressions_fit_one_object_of_the_image(toy):
     folder = toy / "coco" / "refcoco+"
-    refs = pickle.loads((folder / "refs(unc).p").read_bytes())
     targets = {a["id"]: a for a in read(folder / "instances.json")["annotations"]}
     coco = read(toy / "coco" / "annotations" / "instances_train2014.json")
     assert targets.items() <= {a["id"]: a for a in coco["annotations"]}.items()
-    sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
+    images = {image["id"]: image for image in coco["images"]}
     categories = {category["id"]: category["name"] for category in coco["categories"]}
-    sentences = Counter()
-    for ref in refs:
-        target = targets[ref["ann_id"]]
+    sentence_ids, splits = defaultdict(list), defaultdict(set)
+    for ref in pickle.loads((folder / "refs(unc).p").read_bytes()):
+        target, image = targets[ref["ann_id"]], images[ref["image_id"]]
         assert (target["image_id"], target["category_id"]) == (ref["image_id"], ref["category_id"])
+        assert (toy / "coco" / "train2014" / image["file_name"]).is_file()
         x, y, w, h = target["bbox"]
-        assert_inside([(x, y, x + w, y + h)], *sizes[ref["image_id"]])
+        assert_inside([(x, y, x + w, y + h)], image["width"], image["height"])
         assert ref["sent_ids"] == [sentence["sent_id"] for sentence in ref["sentences"]]
-        sentences[ref["split"]] += len(ref["sentences"])
+        sentence_ids[ref["split"]] += ref["sent_ids"]
+        splits[ref["image_id"]].add(ref["split"][:4])
         if ref["split"].startswith("test"):
             assert (categories[ref["category_id"]] == "person") == (ref["split"] == "testA")
         scene = CocoImage(WORLD.seed, "train2014", ref["image_id"] - 1).scene
@@ -296,17 +296,10 @@ def test_refcoco_expressions_fit_one_object_of_the_image(toy):
             assert sentence["tokens"] == sentence["sent"].split()
             fitting = [each for each in scene.objects if sentence["sent"] in refcoco.expressions(scene, each)]
             assert [list(each.box[:2]) for each in fitting] == [[x, y]]
-    assert sentences == {"train": 800, "val": 80, "testA": 40, "testB": 40}
-    assert len({i for ref in refs for i in ref["sent_ids"]}) == sentences.total()
-
-
-def test_refcoco_splits_share_no_image_and_all_have_proposals(toy):
-    folder = toy / "coco" / "refcoco+"
-    splits = defaultdict(set)
-    for ref in pickle.loads((folder / "refs(unc).p").read_bytes()):
-        splits[ref["image_id"]].add(ref["split"][:4])
-        assert (toy / "coco" / "train2014" / f"COCO_train2014_{ref['image_id']:012d}.jpg").is_file()
-    assert all(len(names) == 1 for names in splits.values())
+    counts = {split: len(ids) for split, ids in sentence_ids.items()}
+    assert counts == {"train": 800, "val": 80, "testA": 40, "testB": 40}
+    assert len(set().union(*sentence_ids.values())) == sum(counts.values())
+    assert all(len(names) == 1 for names in splits.values())  # no image is in two of train, val and test
     detections = read(folder / "proposal" / "res101_coco_minus_refer_notime_dets.json")
     assert splits.keys() <= {detection["image_id"] for detection in detections}
     assert all(0 < detection["score"] <= 1 and len(detection["box"]) == 4 for detection in detections)
@@ -323,7 +316,7 @@ def test_conceptual_captions_match_images_and_regions(toy, split):
     for image_path, region_path in {(record["image"], record["frcnn"]) for record in records}:
         assert image_path.startswith(f"{split}_image.zip@/")
         with Image.open(root / image_path.replace(".zip@", "")) as image:
-            check_regions(root / region_path.replace(".zip@", ""), *image.size, classes=True)
+            check_regions(root / region_path.replace(".zip@", ""), image.size, classes=True)
 
 
 def test_captions_name_every_detected_object(toy):
@@ -404,42 +397,40 @@ def test_make_toy_data_is_reproducible_and_tasks_are_independent(tmp_path):
     assert digests(tmp_path / "other seed")["vcr/train.jsonl"] != a["vcr/train.jsonl"]
 
 
-def test_make_toy_data_writes_only_if_arguments_changed(tmp_path, caplog):
+def test_make_toy_data_writes_only_if_arguments_changed(tmp_path, monkeypatch, caplog):
     out = tmp_path / "deep" / "toy"
     assert make_toy_data.make_toy_data(out, VCR_ONLY)
     path = out / "vcr" / "train.jsonl"
     path.write_text("edited")
+    before = digests(out)
     with caplog.at_level("INFO"):
         assert not make_toy_data.make_toy_data(out, VCR_ONLY)
     assert "nothing to do" in caplog.text
-    assert path.read_text() == "edited"
+    with monkeypatch.context() as patch:
+        patch.setattr(make_toy_data, "write_vcr", lambda *_: Path("/nowhere/file").write_text(""))
+        assert main(["--out", str(out), "--train", "5"]) == 1
+    assert digests(out) == before
     assert make_toy_data.make_toy_data(out, ToyWorld(("vcr",), 5, 4, 4))
     assert len(read_lines(path)) == 5
     assert [path.name for path in out.parent.iterdir()] == ["toy"]
 
 
-def test_make_toy_data_does_not_touch_other_files(tmp_path):
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--out", "."], "did not write"),
+        (["--out", "thesis.txt"], "is a file"),
+        (["--out", "new", "--val", "0"], "--val 0: must be at least 1"),
+    ],
+)
+def test_make_toy_data_rejects_bad_arguments_and_keeps_other_files(
+    tmp_path, monkeypatch, caplog, flags, message
+):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UsageError, match="did not write"):
-        make_toy_data.make_toy_data(tmp_path, SMALL)
-    with pytest.raises(UsageError, match="is a file"):
-        make_toy_data.make_toy_data(tmp_path / "thesis.txt", SMALL)
-    assert main(["--out", str(tmp_path), "--train", "4"]) == 2
-    assert main(["--out", str(tmp_path / "new"), "--val", "0"]) == 2
+    assert main(flags) == 2
+    assert message in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-def test_make_toy_data_leaves_nothing_after_a_failure(tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError("disk full")
-
-    out = tmp_path / "toy"
-    make_toy_data.make_toy_data(out, VCR_ONLY)
-    before = digests(out)
-    monkeypatch.setattr(make_toy_data, "write_vcr", fail)
-    assert main(["--out", str(out), "--train", "5"]) == 1
-    assert digests(out) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
 
 
 def test_command_line_writes_archives_from_any_directory(tmp_path):
