@@ -33,11 +33,11 @@ active_environment_has() {
 }
 
 # Makes `python` an interpreter that satisfies requirements file $1: the active environment if it does, otherwise
-# .venv in this checkout, which is reinstalled whenever the requirements files have changed.
+# .venv in this checkout, which is reinstalled whenever requirements or packages have changed.
 use_python() {
   active_environment_has "$1" && return
   local sum
-  sum=$(cat requirements*.txt constraints.txt | cksum | cut -d ' ' -f 1)
+  sum=$(cat requirements*.txt constraints.txt pyproject.toml | cksum | cut -d ' ' -f 1)
   if [[ ! -f .venv/.has-$1-$sum ]]; then
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
       die "Python 3.10 or newer is required; python3 is $(python3 --version 2>&1)"
