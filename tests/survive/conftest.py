@@ -18,23 +18,23 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture
 def new_world(drawn, tmp_path):
-    """Makes worlds with folders of their own."""
-    numbers = itertools.count()
-    return lambda name: World(drawn, tmp_path / f"{name}-{next(numbers)}")
+    """Creates worlds with output folders of their own."""
+    indices = itertools.count()
+    return lambda: World(drawn, tmp_path / f"world-{next(indices)}")
 
 
 @pytest.fixture
 def world(new_world):
-    return new_world("world")
+    return new_world()
 
 
 @pytest.fixture(scope="session")
-def whole_run(drawn, tmp_path_factory):
-    """Returns the world of a run on so many ranks that nothing stopped, and its events; each is run once."""
+def complete_run(drawn, tmp_path_factory):
+    """Returns a function `ranks -> (world, event counts)` of an uninterrupted run; each number of ranks runs once."""
 
     @functools.cache
     def run(ranks):
-        world = World(drawn, tmp_path_factory.mktemp(f"whole-{ranks}"))
+        world = World(drawn, tmp_path_factory.mktemp(f"complete-{ranks}"))
         statuses, counts = train(world, ranks=ranks)
         assert statuses == [0] * ranks
         return world, counts

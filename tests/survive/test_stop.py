@@ -1,4 +1,4 @@
-"""Signals, damaged files, full disks and bad numbers: how a run ends, and what it leaves."""
+"""How a run ends on signals, damaged files and full disks, and what it leaves."""
 
 from __future__ import annotations
 
@@ -11,76 +11,62 @@ import time
 import pytest
 import torch
 
-from common.models.pretrained import read_weights
-from tests.survive.runs import Kill, folder, printed, train
-from tests.survive.test_kill import KILLED, assert_same_end
+from tests.survive.runs import KILLED, Kill, assert_same_checkpoints, folder, position, printed, train
 
-
-def place(world, name="toy-latest.model"):
-    state = read_weights(folder(world) / name)
-    return state["epoch"], state["batch"]
+pytestmark = pytest.mark.integration
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+    ("number", "status", "settings"),
+    [
+        (signal.SIGTERM, 75, ["CHECKPOINT_STEPS=0"]),
+        (signal.SIGUSR1, 75, []),
+        (signal.SIGINT, 130, []),
+        # A run that would start from the beginning must not be requeued.
+        (signal.SIGTERM, 143, ["TRAIN.AUTO_RESUME=false"]),
+        # The process group includes the data workers, which must survive to the end of the step.
+        (-signal.SIGTERM, 75, ["NUM_WORKERS_PER_GPU=1"]),
+    ],
 )
-def test_a_signal_saves_at_the_end_of_the_update(world, number, status):
-    # Without CHECKPOINT_STEPS as well; the third batch is the first of a group of two.
-    assert train(world, "CHECKPOINT_STEPS=0", kill=Kill("batch", 3, number=number))[0] == [status]
-    assert place(world) == (0, 4)
-    assert f"stopped by {number.name}" in printed(world)
+def test_signal_saves_at_the_end_of_the_step(world, number, status, settings):
+    # The third batch is the first of an accumulation group of two.
+    assert train(world, *settings, kill=Kill("batch", 3, number=number))[0] == [status]
+    assert position(world) == (0, 4)
+    assert f"stopped by {signal.Signals(abs(number)).name}" in printed(world)
+    assert ("with TRAIN.AUTO_RESUME=true" in printed(world)) == ("TRAIN.AUTO_RESUME=false" in settings)
 
 
-def test_a_stopped_run_ends_like_any_other(new_world, whole_run):
-    whole, _ = whole_run(1)
-    world = new_world("stopped")
+def test_stopped_run_ends_like_an_uninterrupted_run(world, complete_run):
     for kill in (Kill("batch", 2), Kill("validation", 1), Kill("batch", 3)):
         assert train(world, kill=kill._replace(number=signal.SIGTERM))[0] == [75]
     assert train(world)[0] == [0]
-    assert_same_end(world, whole)
+    assert_same_checkpoints(world, complete_run(1)[0])
 
 
-def test_a_resumed_epoch_is_gone_on_with(new_world, whole_run):
-    whole, _ = whole_run(1)
-    world = new_world("resumed")
+def test_stopped_run_with_resume_continues_its_epoch(world, complete_run):
     assert train(world)[0] == [0]
-    again = ("TRAIN.RESUME=true", "TRAIN.BEGIN_EPOCH=1")
+    settings = ("TRAIN.RESUME=true", "TRAIN.BEGIN_EPOCH=1")
     for batch in (3, 5):
-        assert train(world, *again, kill=Kill("batch", batch, number=signal.SIGTERM))[0] == [75]
-    assert place(world) == (1, 10)
-    assert train(world, *again)[0] == [0]
-    assert_same_end(world, whole)
+        assert train(world, *settings, kill=Kill("batch", batch, number=signal.SIGTERM))[0] == [75]
+    assert position(world) == (1, 10)
+    assert train(world, *settings)[0] == [0]
+    assert_same_checkpoints(world, complete_run(1)[0])
 
 
-def test_a_run_that_never_goes_on_is_not_to_be_queued_again(world):
-    kill = Kill("batch", 3, number=signal.SIGTERM)
-    assert train(world, "TRAIN.AUTO_RESUME=false", kill=kill)[0] == [143]
-    assert "toy-latest.model; started again with TRAIN.AUTO_RESUME=true, the run goes on" in printed(world)
-
-
-def test_a_signal_in_the_validation_does_not_wait_for_its_end(world):
+def test_signal_interrupts_the_validation(world):
     kill = Kill("validation", 1, number=signal.SIGTERM)
     statuses, counts = train(world, "VAL.BATCH_IMAGES=1", kill=kill)
     assert (statuses, counts["validation"]) == ([75], 1)
-    assert place(world) == (0, 12)
+    assert position(world) == (0, 12)
 
 
 @pytest.mark.dist
-def test_a_signal_to_one_rank_stops_all_of_them_at_one_place(new_world, whole_run):
-    whole, _ = whole_run(2)
-    world = new_world("stopped")
+def test_signal_to_one_rank_stops_all_ranks_in_the_same_step(world, complete_run):
     assert train(world, kill=Kill("batch", 2, 1, signal.SIGTERM), ranks=2)[0] == [75, 75]
-    # Rank 0 learns of it one update late.
-    assert place(world) == (0, 4)
+    assert position(world) == (0, 4)  # rank 0 learns of the signal one step late
     assert train(world, kill=Kill("validation", 1, 1, signal.SIGTERM), ranks=2)[0] == [75, 75]
     assert train(world, ranks=2)[0] == [0, 0]
-    assert_same_end(world, whole, 1e-6)
-
-
-def test_workers_outlive_a_signal_to_the_whole_group(world):
-    kill = Kill("batch", 3, number=-signal.SIGTERM)
-    assert train(world, "NUM_WORKERS_PER_GPU=1", kill=kill)[0] == [75]
-    assert place(world) == (0, 4)
+    assert_same_checkpoints(world, complete_run(2)[0], tolerance=1e-6)
 
 
 @pytest.mark.dist
@@ -92,80 +78,57 @@ def test_workers_outlive_a_signal_to_the_whole_group(world):
         pytest.param("batch", 2, "training", marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_worker_ends_the_run_with_its_name(world, event, ranks, data):
-    kill = Kill(event, 2, worker=True)
+def test_killed_data_worker_is_reported(world, event, ranks, data):
     settings = ("NUM_WORKERS_PER_GPU=1", "VAL.BATCH_IMAGES=1")
     started = time.monotonic()
-    assert train(world, *settings, kill=kill, ranks=ranks)[0][0] == 1
+    assert train(world, *settings, kill=Kill(event, 2, worker=True), ranks=ranks)[0][0] == 1
     assert time.monotonic() - started < 25
     errors = [line for line in printed(world).splitlines() if line.startswith(("error:", "Traceback"))]
     assert len(errors) == 1
-    assert re.match(
-        rf"error: a process that reads the {data} data \(pid \d+\) ended with SIGKILL;", errors[0]
-    )
+    assert re.match(rf"error: .* {data} data \(pid \d+\) ended with SIGKILL;", errors[0])
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize(
-    ("frozen", "says"),
-    [
-        (1, "no progress for more than 2 s (STALL_SECONDS): rank 1 stalled after the metrics of a batch"),
-        (0, "no progress for more than 2 s (STALL_SECONDS): the process that keeps the store"),
-    ],
+    ("frozen", "stalled"),
+    [(1, "rank 1 stalled after updating the metrics"), (0, "the process that keeps the store")],
 )
-def test_a_frozen_rank_ends_the_others(world, frozen, says):
+def test_frozen_rank_ends_the_others(world, frozen, stalled):
     kill = Kill("batch", 5, frozen, signal.SIGSTOP)
     statuses, _ = train(world, "STALL_SECONDS=2", kill=kill, ranks=2)
     assert statuses[1 - frozen] == 1
-    assert says in printed(world, 1 - frozen)
+    assert f"no progress for more than 2 s (STALL_SECONDS): {stalled}" in printed(world, 1 - frozen)
 
 
-def flip(path):
+def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        flip,
-        lambda path: path.write_bytes(path.read_bytes()[:1000]),
-        lambda path: path.write_bytes(b""),
-        lambda path: path.write_text("not a checkpoint"),
-    ],
-)
-def test_a_damaged_state_is_passed_over(new_world, whole_run, spoil):
-    whole, _ = whole_run(1)
-    world = new_world("damaged")
+@pytest.mark.parametrize("damage", [flip_a_bit, lambda path: path.write_bytes(path.read_bytes()[:1000])])
+def test_damaged_checkpoint_is_skipped(world, complete_run, damage):
     assert train(world, kill=Kill("batch", 11))[0] == [KILLED]
-    assert (place(world), place(world, "toy-previous.model")) == ((0, 8), (0, 4))
-    spoil(folder(world) / "toy-latest.model")
-    # Killed again before anything is written, it must not lose the file that it goes on from.
+    assert (position(world), position(world, "toy-previous.model")) == ((0, 8), (0, 4))
+    damage(folder(world) / "toy-latest.model")
+    # If the run is killed before its first checkpoint, it must still have the file that it resumed from.
     assert train(world, kill=Kill("write", 1))[0] == [KILLED]
     assert train(world)[0] == [0]
     assert "toy-latest.model: " in printed(world)
     assert "toy-previous.model" in printed(world)
-    assert_same_end(world, whole)
+    assert_same_checkpoints(world, complete_run(1)[0])
 
 
-def test_a_state_of_another_model_is_an_error(world):
+def test_unsuitable_checkpoint_is_an_error(world):
     assert train(world, kill=Kill("batch", 6))[0] == [KILLED]
     assert train(world, "NETWORK.VLBERT.intermediate_size=8")[0] == [1]
-    assert "toy-latest.model: " in printed(world)
-    assert "shapes differ from the configured model" in printed(world)
-    assert place(world) == (0, 4)
-
-
-def test_a_foreign_file_in_place_of_the_state_is_an_error(world):
-    assert train(world, kill=Kill("batch", 6))[0] == [KILLED]
+    assert "toy-latest.model: shapes differ from the configured model" in printed(world)
+    assert position(world) == (0, 4)
     torch.save({"word_embeddings.weight": torch.zeros(2, 2)}, folder(world) / "toy-latest.model")
     assert train(world)[0] == [1]
     assert "toy-latest.model: not the state of a training run: it has no position; remove it" in printed(
         world
     )
-    (folder(world) / "toy-latest.model").unlink()
-    assert train(world)[0] == [0]
 
 
 @pytest.fixture
@@ -180,10 +143,9 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_full_disk_leaves_the_last_good_state(new_world, whole_run, small_disk):
-    whole, _ = whole_run(1)
-    world = new_world("full")
-    size = (folder(whole) / "toy-latest.model").stat().st_size
+def test_full_disk_keeps_the_last_good_checkpoint(world, complete_run, small_disk):
+    expected, _ = complete_run(1)
+    size = (folder(expected) / "toy-latest.model").stat().st_size
     world.out = small_disk / "out"
     folder(world).mkdir(parents=True)
     filler = small_disk / "filler"
@@ -192,13 +154,13 @@ def test_a_full_disk_leaves_the_last_good_state(new_world, whole_run, small_disk
     assert "cannot write the checkpoint: " in printed(world)
     assert "No space left" in printed(world)
     assert not list(folder(world).glob(".*"))
-    place(world)
+    position(world)  # readable
     filler.unlink()
     assert train(world)[0] == [0]
-    assert_same_end(world, whole)
+    assert_same_checkpoints(world, expected)
 
 
-def test_a_read_only_folder_is_said_before_anything_is_read(world, small_disk):
+def test_read_only_folder_is_reported_first(world, small_disk):
     world.out = small_disk / "out"
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert train(world)[0] == [2]
@@ -210,11 +172,11 @@ def test_a_read_only_folder_is_said_before_anything_is_read(world, small_disk):
 
 
 @pytest.mark.dist
-def test_a_dry_run_changes_nothing(new_world):
+def test_dry_run_changes_nothing(new_world):
     worlds = []
     for when in ("never", "always"):
-        worlds.append(new_world(when))
+        worlds.append(new_world())
         settings = (f"TRAIN.DRY_RUN={when}", "TRAIN.MAX_TOKENS=50")
         assert train(worlds[-1], *settings, ranks=2)[0] == [0, 0]
     assert "dry run: a batch of" in printed(worlds[1])
-    assert_same_end(worlds[1], worlds[0])
+    assert_same_checkpoints(worlds[1], worlds[0])
