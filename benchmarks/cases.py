@@ -188,7 +188,7 @@ def _pretrain_sample(
         word_labels=torch.from_numpy(text.ids)[masked],
         masked_region_index=hidden,
         region_labels=torch.full((len(hidden), classes), 1 / classes),
-        hidden=torch.isin(torch.arange(boxes), hidden),
+        masked_regions=torch.isin(torch.arange(boxes), hidden),
         masked_pixel_boxes=places[hidden].long() if sizes else None,
     )
 

@@ -1,4 +1,4 @@
-"""Text without pictures: lines of text files, whose words are to be restored (data spec 1.8, 4.6)."""
+"""Text without images: lines of text files, for masked language modeling."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ FEATURE_DIM = 2048
 class CorpusDataset(PretrainDataset):
     """The lines of the text files of a split, without `[CLS]` and `[SEP]`.
 
-    A line with fewer words than `MIN_SEQ_LEN` is continued by the lines after it, the last one by the first, and cut
-    to `SEQ_LEN` word pieces. Every text has a word.
+    A line with fewer words than `MIN_SEQ_LEN` is joined with the lines after it, the last one with the first, and
+    truncated to `SEQ_LEN` word pieces. Every text has a word.
 
     Args:
         config: the experiment.
-        data: the entry of `DATASET` that describes it.
+        data: the entry of `DATASET` that describes the data.
         split: train or val.
-        tokenizer: BERT's.
-        source: which entry of `DATASET` that is.
+        tokenizer: BERT's tokenizer.
+        source: index of that entry.
 
     Raises:
         ConfigError: no file is named, or a name is empty.
@@ -54,12 +54,12 @@ class CorpusDataset(PretrainDataset):
         return len(self._lines)
 
     def record_id(self, index: int) -> str:
-        """Returns the number of the line; blank ones do not count."""
+        """Returns the index of the line; blank lines do not count."""
         return str(index)
 
     def load(self, index: int, rng: random.Random) -> PretrainSample:
-        """Reads a text; draws as `mask_words` does."""
-        text = self.masked(self._words(index), rng).first(self._data.SEQ_LEN)
+        """Reads a text. Draws as `mask_words` does."""
+        text = self.mask_text(self._words(index), rng).first(self._data.SEQ_LEN)
         return PretrainSample(
             index=index,
             record_id=self.record_id(index),
@@ -70,22 +70,22 @@ class CorpusDataset(PretrainDataset):
             texts=(TextSequence.plain(text.ids),),
             box_features=None if self.reads_pixels else torch.zeros(0, FEATURE_DIM),
             relationship=int64([]),
-            masked_token_index=int64(text.places),
+            masked_token_index=int64(text.masked_positions),
             word_labels=int64(text.labels),
             masked_region_index=int64([]),
             region_labels=torch.zeros(0, self.num_classes),
-            hidden=torch.zeros(0, dtype=torch.bool),
+            masked_regions=torch.zeros(0, dtype=torch.bool),
             masked_pixel_boxes=int64([]).view(0, 4) if self.masks_pixels else None,
         )
 
     def _words(self, start: int) -> list[str]:
-        """Words from line `start` on: no more than can be kept, as each has a piece."""
+        """Returns words from line `start` on: at most `SEQ_LEN`, since each has a piece."""
         limit = self._data.SEQ_LEN
         needed = max(1, min(self._data.MIN_SEQ_LEN, limit))
         words: list[str] = []
         line = start
         while len(words) < needed:
-            # At spaces first: of a long paragraph only the beginning is looked at.
+            # Split at spaces first, so that only the start of a long paragraph is tokenized.
             for part in self._lines[line % len(self)].split(" "):
                 words += self._tokenizer.basic(part)
                 if len(words) >= limit:

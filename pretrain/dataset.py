@@ -1,4 +1,4 @@
-"""What the datasets of pre-training share: samples, batches, and the words that are hidden (data spec 4.4-4.6)."""
+"""Samples and batches of pre-training, and the base of its datasets."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from pretrain.config import PretrainConfig, PretrainDatasetConfig
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSample(Sample):
-    """A picture with its caption, or a text alone. Letters: n boxes, m masked words, r masked regions, C classes.
+    """An image with a caption, or a text alone. Shapes: n boxes, m masked tokens, r labeled regions, C classes.
 
     Attributes:
-        relationship: (1,) int64, 1 where the caption is the picture's own, else 0; (0,) of a text alone.
-        masked_token_index: (m,) int64, tokens of the text that are to be restored.
-        word_labels: (m,) int64, their true ids.
-        masked_region_index: (r,) int64, boxes that are to be classified.
-        region_labels: (r, C) float32, their class scores.
-        hidden: (n,) bool, boxes that the model must not see.
-        masked_pixel_boxes: (p, 4) int64 x1, y1, x2, y2, the first and last pixels of areas of the image to set to zero
-            after normalisation: those of all hidden regions, even of such as were left out. None unless
-            `NETWORK.MASK_RAW_PIXELS` is on and pictures are read.
+        relationship: (1,) int64, 1 if the caption belongs to the image, else 0; (0,) for a text alone.
+        masked_token_index: (m,) int64 positions of the tokens to predict.
+        word_labels: (m,) int64 true ids of these tokens.
+        masked_region_index: (r,) int64 indices of the boxes to classify.
+        region_labels: (r, C) float32 class scores of these boxes.
+        masked_regions: (n,) bool, boxes whose feature the model must not see.
+        masked_pixel_boxes: (p, 4) int64 first and last pixels x1, y1, x2, y2 of the areas to set to zero after
+            normalization: all masked regions, even truncated ones. None unless `NETWORK.MASK_RAW_PIXELS` is on and the
+            model reads pixels.
     """
 
     relationship: Tensor
@@ -39,21 +39,21 @@ class PretrainSample(Sample):
     word_labels: Tensor
     masked_region_index: Tensor
     region_labels: Tensor
-    hidden: Tensor
+    masked_regions: Tensor
     masked_pixel_boxes: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainBatch(Batch):
-    """Pictures with captions, and behind them texts alone; one text sequence each.
+    """Images with captions, followed by texts alone; one text sequence each.
 
     Attributes:
         relationship: (P,) int64, see `PretrainSample`.
-        masked_token_index: masked tokens among all T tokens, by sample.
-        word_labels: (M,) int64, their true ids.
-        masked_region_index: masked regions among all K boxes, by sample.
-        region_labels: (R, C) float32, their class scores.
-        hidden: (K,) bool.
+        masked_token_index: positions of the tokens to predict among all T tokens, by sample.
+        word_labels: (M,) int64 true ids of these tokens.
+        masked_region_index: indices of the regions to classify among all K boxes, by sample.
+        region_labels: (R, C) float32 class scores of these regions.
+        masked_regions: (K,) bool.
         masked_pixel_boxes: (N, 4) int64 by sample, or None.
     """
 
@@ -62,21 +62,23 @@ class PretrainBatch(Batch):
     word_labels: Tensor = ragged()
     masked_region_index: Ragged = index_into("boxes")
     region_labels: Tensor = ragged()
-    hidden: Tensor = ragged()
+    masked_regions: Tensor = ragged()
     masked_pixel_boxes: Ragged | None = counted()
 
 
 class PretrainDataset(VisualLinguisticDataset[PretrainSample]):
-    """A dataset whose words are masked anew in every epoch. `DATASET.ON_BAD_DATA: skip` concerns training alone.
+    """Base of the pre-training datasets. Every epoch draws new masks.
+
+    `DATASET.ON_BAD_DATA: skip` applies to training only.
 
     Args:
         config: the experiment.
-        data: the entry of `DATASET` that describes it.
+        data: the entry of `DATASET` that describes the data.
         split: train or val.
-        tokenizer: BERT's.
+        tokenizer: BERT's tokenizer.
 
     Raises:
-        ConfigError: test, a split that pre-training does not have.
+        ConfigError: the split is test, which pre-training does not have.
     """
 
     batch_type = PretrainBatch
@@ -97,26 +99,26 @@ class PretrainDataset(VisualLinguisticDataset[PretrainSample]):
 
     @property
     def num_classes(self) -> int:
-        """C, the classes of masked regions."""
+        """C, the number of region classes."""
         return self._network.VLBERT.visual_region_classes
 
     @property
     def reads_pixels(self) -> bool:
-        """Whether the model sees pictures, not features that were computed before."""
+        """Whether the model reads images, not precomputed features."""
         return not self._network.IMAGE_FEAT_PRECOMPUTED
 
     @property
     def masks_pixels(self) -> bool:
-        """Whether hidden regions lose their pixels."""
+        """Whether the pixels of masked regions are blanked."""
         return self.reads_pixels and self._network.MASK_RAW_PIXELS
 
-    def masked(self, words: Sequence[str], rng: random.Random) -> MaskedText:
-        """Masks words of `Tokenizer.basic`; does not draw anything where no word is to be restored."""
+    def mask_text(self, words: Sequence[str], rng: random.Random) -> MaskedText:
+        """Masks words of `Tokenizer.basic`. Draws nothing without the masked-word loss."""
         if self._network.WITH_MLM_LOSS:
             return mask_words(words, self._tokenizer, rng, self._replacements)
         return MaskedText([piece for word in words for piece in self._tokenizer.word_ids(word)], [], [])
 
 
 def int64(numbers: Sequence[int]) -> Tensor:
-    """Whole numbers as a tensor, also of none."""
+    """Converts integers to a tensor; an empty list to (0,)."""
     return torch.tensor(numbers, dtype=torch.int64)

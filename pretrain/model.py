@@ -92,7 +92,7 @@ class MaskedVLBERT(VisualLinguisticModel):
         table = self.object_mask_visual_embedding
         features: RegionFeatures = self.image_feature_extractor(
             batch,
-            masked=batch.hidden,
+            masked=batch.masked_regions,
             mask_embedding=None if table is None else table.weight[0],
             masked_pixel_boxes=batch.masked_pixel_boxes,
         )
@@ -111,7 +111,9 @@ class MaskedVLBERT(VisualLinguisticModel):
         words = super().region_words(batch, region_box, region_sequence)
         if self.object_mask_word_embedding is None or not isinstance(batch, PretrainBatch):
             return words
-        return torch.where(batch.hidden[region_box, None], self.object_mask_word_embedding.weight, words)
+        return torch.where(
+            batch.masked_regions[region_box, None], self.object_mask_word_embedding.weight, words
+        )
 
 
 class ResNetVLBERTForPretraining(MaskedVLBERT):

@@ -18,7 +18,7 @@ from common.models.packing import argmax_per_row
 from common.training.metrics import Ratio, cls_accuracy, cls_pos_accuracy, cls_pos_fraction, region_accuracy
 from common.training.task import PredictingTask
 from refcoco.config import RefCOCOConfig
-from refcoco.dataset import RIGHT_IOU, UNKNOWN_REGION, RefCOCOBatch, RefCOCODataset
+from refcoco.dataset import POSITIVE_IOU, UNKNOWN_REGION, RefCOCOBatch, RefCOCODataset
 from refcoco.model import RefCOCOOutputs, ResNetVLBERT
 from refcoco.refer import DEFAULT_TEST_SPLITS, TEST_SPLITS
 
@@ -77,7 +77,7 @@ class RefCOCOTask(PredictingTask[RefCOCOConfig, RefCOCOBatch, RefCOCOOutputs]):
                 "ref_id": ref_id,
                 "sent_id": sent_id,
                 "box": box,
-                "hit": iou >= RIGHT_IOU,
+                "hit": iou >= POSITIVE_IOU,
                 "same_region": None if target == UNKNOWN_REGION else region == target,
             }
             for ref_id, sent_id, box, iou, region, target in zip(

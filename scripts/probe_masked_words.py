@@ -32,14 +32,14 @@ from common.errors import ConfigError, DataError, UsageError
 from common.evaluation.checkpoints import Evaluation
 from common.evaluation.outputs import write_json
 from common.training.task import AnyPredictingTask
-from pretrain.captions import CaptionDataset, CocoCaptionDataset, PictureDataset
+from pretrain.captions import CaptionDataset, CaptionedImages, CocoCaptionDataset
 from pretrain.config import PretrainConfig
 from pretrain.dataset import PretrainBatch, PretrainSample
 from pretrain.model import PretrainOutputs
 from pretrain.task import PretrainTask
 
 
-class ProbeDataset(PictureDataset):
+class ProbeDataset(CaptionedImages):
     """Masks one of the given words in each caption.
 
     Attributes:
@@ -50,7 +50,7 @@ class ProbeDataset(PictureDataset):
     words: frozenset[str] = frozenset()
     blank = False
 
-    def masked(self, words: Sequence[str], rng: random.Random) -> MaskedText:
+    def mask_text(self, words: Sequence[str], rng: random.Random) -> MaskedText:
         """Masks one occurrence of the probed words, if there is any."""
         candidates = [index for index, word in enumerate(words) if word in self.words]
         masked_index = rng.choice(candidates) if candidates else -1
@@ -58,7 +58,7 @@ class ProbeDataset(PictureDataset):
         for index, word in enumerate(words):
             pieces = self._tokenizer.word_ids(word)
             if index == masked_index:
-                text.places.extend(range(len(text.ids), len(text.ids) + len(pieces)))
+                text.masked_positions.extend(range(len(text.ids), len(text.ids) + len(pieces)))
                 text.labels.extend(pieces)
                 pieces = (self._tokenizer.mask_id,) * len(pieces)
             text.ids.extend(pieces)
@@ -73,7 +73,9 @@ class ProbeDataset(PictureDataset):
             width, height = sample.im_info[:2].long().tolist()
             masked_pixel_boxes = torch.tensor([[0, 0, width - 1, height - 1]])
         return dataclasses.replace(
-            sample, hidden=torch.ones_like(sample.hidden), masked_pixel_boxes=masked_pixel_boxes
+            sample,
+            masked_regions=torch.ones_like(sample.masked_regions),
+            masked_pixel_boxes=masked_pixel_boxes,
         )
 
 

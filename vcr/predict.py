@@ -28,10 +28,10 @@ from common.inference.grid import BoxSource
 from common.inference.predictor import Predictor
 from common.inference.queries import Encoding, ImageWithRegions, Query
 from common.training.task import AnyTask
-from vcr.dataset import VCRMetadata, VCRReader, VCRRecord
+from vcr.dataset import VCRMetadata, VCRPreprocessor, VCRRecord
 from vcr.model import VCROutputs
 from vcr.task import VCRTask
-from vcr.text import TEXT_LIMIT, referenced_objects
+from vcr.text import MAX_TOKENS, referenced_objects
 
 logger = logging.getLogger(__name__)
 
@@ -130,11 +130,11 @@ class VCRPredictor(Predictor[VCRQuery, tuple[float, ...], tuple[Encoding, ...]])
         super().check(query, answered=answered)
         lengths = [len(self.word_ids(text)) for text in self.texts(query).values()]
         choices = lengths[len(lengths) - len(query.choices) :]
-        if (longest := sum(lengths) - sum(choices) + max(choices, default=0)) > TEXT_LIMIT:
+        if (longest := sum(lengths) - sum(choices) + max(choices, default=0)) > MAX_TOKENS:
             logger.warning(
                 "question and choice have %d word pieces; the model reads %d, and the ends of both are cut",
                 longest,
-                TEXT_LIMIT,
+                MAX_TOKENS,
             )
 
     def word_ids(self, text: str) -> list[int]:
@@ -143,11 +143,11 @@ class VCRPredictor(Predictor[VCRQuery, tuple[float, ...], tuple[Encoding, ...]])
 
     def kept(self, image_regions: ImageWithRegions, query: VCRQuery) -> Sequence[int]:
         """See `TrainedModel`; some models see only the objects that texts speak of."""
-        return self._reader().kept(self._record(image_regions, query))
+        return self._preprocessor().visible_objects(self._record(image_regions, query))
 
     def sample(self, index: int, image_regions: ImageWithRegions, query: VCRQuery) -> Sample:
         """Puts question and choices together as the dataset does."""
-        record, reader = self._record(image_regions, query), self._reader()
+        record = self._record(image_regions, query)
         corners = image_regions.regions.boxes.tolist()
         if query.polygons is not None:
             check_polygons(query.polygons, len(corners))
@@ -155,11 +155,10 @@ class VCRPredictor(Predictor[VCRQuery, tuple[float, ...], tuple[Encoding, ...]])
             [[(x1, y1), (x2, y1), (x2, y2), (x1, y2)]] for x1, y1, x2, y2 in corners
         ]
         found = VCRMetadata.model_construct(boxes=corners, segms=outlines)
-        regions = reader.regions(record, found, image_regions.picture.whole)
-        return reader.sample(index, record, image_regions.picture, regions, name_offset=query.first_name)
+        return self._preprocessor()(index, record, image_regions.picture, found, name_offset=query.first_name)
 
-    def _reader(self) -> VCRReader:
-        return VCRReader(self.task.config, self.task.tokenizer, cut=True)
+    def _preprocessor(self) -> VCRPreprocessor:
+        return VCRPreprocessor(self.task.config, self.task.tokenizer, truncate=True)
 
     def _record(self, image_regions: ImageWithRegions, query: VCRQuery) -> VCRRecord:
         """Writes a query as an annotation.

@@ -1,9 +1,8 @@
-"""Texts of VCR: references become names, questions and choices become token sequences (data spec 4.1)."""
+"""VCR texts: references become names, questions and choices become token sequences."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,178 +14,159 @@ PERSON_NAMES = (
     *("Casey", "Riley", "Jessie", "Jackie", "Avery", "Jaime", "Peyton"),
     *("Kerry", "Jody", "Kendall", "Frankie", "Pat", "Quinn"),
 )
-"""Gender-neutral names that stand for the persons of a picture."""
+"""Gender-neutral names that replace references to persons."""
 
-TEXT_LIMIT = 64
-"""Most pieces of question and choice together, special tokens excluded."""
+MAX_TOKENS = 64
+"""Maximum number of word pieces of question and choice together, without special tokens."""
 
 Words = Sequence[str | Sequence[int]]
-"""A text as annotated: words, and lists of object indices."""
+"""An annotated text: words, and lists of object indices."""
 
 
-@dataclass(frozen=True)
-class Tokens:
+class Tokens(NamedTuple):
     """Word pieces without special tokens.
 
     Attributes:
-        ids: id of each piece.
-        tags: row of the box that each piece refers to; without the whole-image box, -1 refers to none.
-        align: number of the original word of each piece.
+        ids: id of each word piece.
+        tags: index of the box that each piece refers to. Without the whole-image box, -1 refers to none.
     """
 
     ids: tuple[int, ...]
     tags: tuple[int, ...]
-    align: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __add__(self, other: Tokens) -> Tokens:
-        return Tokens(self.ids + other.ids, self.tags + other.tags, self.align + other.align)
 
     def first(self, count: int) -> Tokens:
-        """Returns the first pieces."""
-        return Tokens(self.ids[:count], self.tags[:count], self.align[:count])
+        return Tokens(self.ids[:count], self.tags[:count])
+
+    def joined(self, other: Tokens) -> Tokens:
+        return Tokens(self.ids + other.ids, self.tags + other.tags)
 
 
 class Mention(NamedTuple):
-    """How a text speaks of an object."""
+    """Name and box index of an object in texts."""
 
     name: str
     tag: int
 
 
 def referenced_objects(texts: Iterable[Words]) -> list[int]:
-    """Returns the objects that any text refers to, in order of first use."""
+    """Returns the indices of all objects that the texts refer to, in order of first use."""
     return list(
-        dict.fromkeys(obj for text in texts for word in text if not isinstance(word, str) for obj in word)
+        dict.fromkeys(index for text in texts for word in text if not isinstance(word, str) for index in word)
     )
 
 
-def mentions(
-    objects: Sequence[str], kept: Sequence[int], name_offset: int, first_tag: int
+def name_objects(
+    objects: Sequence[str], visible: Sequence[int], name_offset: int, first_tag: int
 ) -> dict[int, Mention]:
-    """Names the kept objects: persons take the names in turn, others keep the name of their class.
+    """Names the visible objects: persons take `PERSON_NAMES` in turn, others the name of their class.
 
     Args:
         objects: class of every object of the record.
-        kept: indices into `objects`, in the order of the boxes.
-        name_offset: number of the first person's name.
-        first_tag: row of the first object's box.
+        visible: indices of the visible objects, in the order of the boxes.
+        name_offset: index of the first person's name.
+        first_tag: index of the first object's box.
     """
-    found, person = {}, name_offset
-    for tag, index in enumerate(kept, start=first_tag):
+    mentions, person = {}, name_offset
+    for tag, index in enumerate(visible, start=first_tag):
         name = objects[index]
         if name == "person":
             name = PERSON_NAMES[person % len(PERSON_NAMES)]
             person += 1
-        found[index] = Mention(name, tag)
-    return found
+        mentions[index] = Mention(name, tag)
+    return mentions
 
 
 def tokenize_words(
-    words: Words,
-    known: Mapping[int, Mention],
-    tokenizer: Tokenizer,
-    *,
-    plain_tag: int,
-    basic_align: bool = False,
+    words: Words, mentions: Mapping[int, Mention], tokenizer: Tokenizer, *, plain_tag: int
 ) -> Tokens:
-    """Tokenises an annotated text.
+    """Tokenizes an annotated text.
 
     Args:
         words: the text.
-        known: what each object index becomes.
-        tokenizer: BERT's.
+        mentions: what replaces each object index.
+        tokenizer: BERT's tokenizer.
         plain_tag: tag of pieces that refer to no object.
-        basic_align: whether every word of the basic tokenizer counts as an original word.
     """
-    groups = list(_groups(words, known, tokenizer, plain_tag, basic_align))
-    return Tokens(
-        tuple(piece for pieces, _ in groups for piece in pieces),
-        tuple(tag for pieces, tag in groups for _ in pieces),
-        tuple(number for number, (pieces, _) in enumerate(groups) for _ in pieces),
-    )
-
-
-def _groups(
-    words: Words, known: Mapping[int, Mention], tokenizer: Tokenizer, plain_tag: int, basic_align: bool
-) -> Iterator[tuple[Sequence[int], int]]:
-    """Yields the pieces and the tag of every original word."""
+    ids: list[int] = []
+    tags: list[int] = []
     for word in words:
-        if not isinstance(word, str):
-            for place, index in enumerate(word):
-                if place:
-                    yield [tokenizer.token_id("and")], plain_tag
-                yield tokenizer.ids(known[index].name), known[index].tag
-        elif basic_align:
-            yield from ((tokenizer.word_ids(part), plain_tag) for part in tokenizer.basic(word))
-        else:
-            yield tokenizer.ids(word), plain_tag
+        if isinstance(word, str):
+            pieces = tokenizer.ids(word)
+            ids += pieces
+            tags += [plain_tag] * len(pieces)
+            continue
+        for position, index in enumerate(word):
+            if position:
+                ids.append(tokenizer.token_id("and"))
+                tags.append(plain_tag)
+            pieces = tokenizer.ids(mentions[index].name)
+            ids += pieces
+            tags += [mentions[index].tag] * len(pieces)
+    return Tokens(tuple(ids), tuple(tags))
 
 
-def answer_lengths(question: int, answers: Sequence[int], limit: int = TEXT_LIMIT) -> tuple[int, list[int]]:
-    """Shortens question and answer to `limit` pieces: the longer loses its end, in ties the question.
+def answer_lengths(question: int, answers: Sequence[int], limit: int = MAX_TOKENS) -> tuple[int, list[int]]:
+    """Truncates question and answer to `limit` pieces: the longer one loses its end, on a tie the question.
 
-    The question is shared: shortened for one answer it stays so, and earlier answers do not grow again.
+    All answers share the question. Once truncated for one answer it stays so, and earlier answers do not grow again.
 
     Returns:
         Length of the question, and of every answer.
     """
-    kept = list(answers)
-    for place in range(len(kept)):
-        while question + kept[place] > limit:
-            if kept[place] > question:
-                kept[place] -= 1
+    lengths = list(answers)
+    for i in range(len(lengths)):
+        while question + lengths[i] > limit:
+            if lengths[i] > question:
+                lengths[i] -= 1
             else:
                 question -= 1
-    return question, kept
+    return question, lengths
 
 
 def rationale_lengths(
-    question: int, answer: int, rationales: Sequence[int], limit: int = TEXT_LIMIT
+    question: int, answer: int, rationales: Sequence[int], limit: int = MAX_TOKENS
 ) -> tuple[int, int, list[int]]:
-    """Shortens to `limit` pieces: the rationale if it is the longer half, else question, then answer.
+    """Truncates to `limit` pieces: the rationale if it is the longer half, else the question, then the answer.
 
-    Question and answer are shared, as in `answer_lengths`.
+    All rationales share question and answer, as in `answer_lengths`.
 
     Returns:
         Length of the question, of the answer, and of every rationale.
     """
-    kept = list(rationales)
-    for place in range(len(kept)):
-        while question + answer + kept[place] > limit:
-            if kept[place] > question + answer:
-                kept[place] -= 1
+    lengths = list(rationales)
+    for i in range(len(lengths)):
+        while question + answer + lengths[i] > limit:
+            if lengths[i] > question + answer:
+                lengths[i] -= 1
             elif question > 1:
                 question -= 1
             else:
                 answer -= 1
-    return question, answer, kept
+    return question, answer, lengths
 
 
 def assemble_text(
     question: Tokens, answer: Tokens, *, cls_id: int, sep_id: int, answer_first: bool, one_sentence: bool
 ) -> TextSequence:
-    """Adds the special tokens (model spec 7.1, step 4).
+    """Adds the special tokens; see "Sequence layout" in `docs/model.md`.
 
     Args:
-        question: or what takes its place, such as question and answer before a rationale.
-        answer: or rationale.
+        question: the question, or question and answer before a rationale.
+        answer: the answer or rationale.
         cls_id: id of [CLS].
         sep_id: id of [SEP].
         answer_first: `[CLS] answer [SEP] question [SEP]` instead of `[CLS] question [SEP] answer [SEP]`.
         one_sentence: `[CLS] question answer [SEP]`, one segment.
 
     Returns:
-        Second segment with type 1; special tokens, and pieces with tag -1, have tag 0.
+        The sequence. Tokens of the second segment have type 1; special tokens and pieces with tag -1 have tag 0.
     """
-    assert not (answer_first and one_sentence), "the configuration rules this out"
+    assert not (answer_first and one_sentence), "excluded by the configuration"
     first, second = (answer, question) if answer_first else (question, answer)
-    middle = () if one_sentence else (sep_id,)
-    ids = (cls_id, *first.ids, *middle, *second.ids, sep_id)
-    tags = (0, *first.tags, *(0 for _ in middle), *second.tags, 0)
+    separator = () if one_sentence else (sep_id,)
+    ids = (cls_id, *first.ids, *separator, *second.ids, sep_id)
+    tags = (0, *first.tags, *(0 for _ in separator), *second.tags, 0)
     types = np.zeros(len(ids), dtype=np.int64)
     if not one_sentence:
-        types[len(first) + 2 :] = 1
+        types[len(first.ids) + 2 :] = 1
     return TextSequence(ids=np.array(ids), types=types, tags=np.maximum(tags, 0))

@@ -1,7 +1,4 @@
-"""What pre-training hides of words and regions, and how much of both it keeps (data spec 3.1, 3.2, 3.8).
-
-Pure functions; random decisions come from a generator that is passed in.
-"""
+"""Masked language modeling and masked region classification: masks, labels and truncation."""
 
 from __future__ import annotations
 
@@ -16,39 +13,39 @@ from torch import Tensor
 
 from common.data.tokenizer import Tokenizer
 
-CHOSEN = 0.15
-"""Share of words and of regions that are to be restored."""
-HIDDEN_WORDS = 0.8
-"""Share of the chosen words that become `[MASK]`."""
-HIDDEN_OR_REPLACED_WORDS = 0.9
-"""These and those that become random word pieces; the rest stays as it is."""
-HIDDEN_REGIONS = 0.9
-"""Share of the chosen regions that the model does not see; the rest stays as it is."""
+MASK_PROB = 0.15
+"""Probability that a word or region is to be predicted."""
+MASK_TOKEN_PROB = 0.8
+"""Probability that a word to predict is replaced by `[MASK]`."""
+RANDOM_TOKEN_PROB = 0.1
+"""Probability that a word to predict is replaced by random word pieces. The rest stays unchanged."""
+MASK_REGION_PROB = 0.9
+"""Probability that the feature of a region to predict is masked. The rest stays unchanged."""
 
-LEAST_TEXT = 2
+MIN_TOKENS = 2  # [CLS] and [SEP]
 
 
 class MaskedText(NamedTuple):
-    """Word pieces, some of which are to be restored.
+    """Word pieces, some of which are to be predicted.
 
     Attributes:
-        ids: what the model reads.
-        places: which of them are to be restored, ascending.
-        labels: the true ids at these places.
+        ids: ids that the model reads.
+        masked_positions: positions to predict, ascending.
+        labels: true ids at these positions.
     """
 
     ids: list[int]
-    places: list[int]
+    masked_positions: list[int]
     labels: list[int]
 
     def first(self, count: int) -> MaskedText:
-        """Returns the first `count` pieces."""
-        kept = bisect_left(self.places, count)
-        return MaskedText(self.ids[:count], self.places[:kept], self.labels[:kept])
+        """Truncates to `count` pieces."""
+        kept = bisect_left(self.masked_positions, count)
+        return MaskedText(self.ids[:count], self.masked_positions[:kept], self.labels[:kept])
 
 
 def replacement_words(tokenizer: Tokenizer) -> list[int]:
-    """Returns the ids that may replace a word: all but `[PAD]` and `[unused...]`, which the reference draws too."""
+    """Returns the ids of random replacements: all but `[PAD]` and `[unused...]`, which the reference also draws."""
     return [
         number for piece, number in tokenizer.vocab.items() if not re.fullmatch(r"\[(PAD|unused\d*)\]", piece)
     ]
@@ -57,54 +54,56 @@ def replacement_words(tokenizer: Tokenizer) -> list[int]:
 def mask_words(
     words: Sequence[str], tokenizer: Tokenizer, rng: random.Random, replacements: Sequence[int]
 ) -> MaskedText:
-    """Chooses whole words to be restored, and hides most of them (data spec 3.1).
+    """Masked language modeling: selects whole words to predict, and masks most of them (paper, section 3.3).
 
-    Draws `random()` for every word, and `choice(replacements)` for every piece of a word that is replaced.
+    Draws `random()` for every word, and `choice(replacements)` for every piece that is replaced at random.
 
     Args:
         words: words of `Tokenizer.basic`.
-        tokenizer: splits them into pieces.
-        rng: the generator of the item.
+        tokenizer: splits words into pieces.
+        rng: random generator of the item.
         replacements: ids of `replacement_words`.
     """
     text = MaskedText([], [], [])
     for word in words:
         pieces: Sequence[int] = tokenizer.word_ids(word)
         draw = rng.random()
-        if draw < CHOSEN:
-            text.places.extend(range(len(text.ids), len(text.ids) + len(pieces)))
+        if draw < MASK_PROB:
+            text.masked_positions.extend(range(len(text.ids), len(text.ids) + len(pieces)))
             text.labels.extend(pieces)
-            if draw / CHOSEN < HIDDEN_WORDS:
+            if draw / MASK_PROB < MASK_TOKEN_PROB:
                 pieces = [tokenizer.mask_id] * len(pieces)
-            elif draw / CHOSEN < HIDDEN_OR_REPLACED_WORDS:
+            elif draw / MASK_PROB < MASK_TOKEN_PROB + RANDOM_TOKEN_PROB:
                 pieces = [rng.choice(replacements) for _ in pieces]
         text.ids.extend(pieces)
     return text
 
 
 def mask_regions(count: int, rng: random.Random) -> tuple[list[bool], list[bool]]:
-    """Chooses regions to be classified, and hides most of them (data spec 3.2); draws `random()` for each.
+    """Masked region classification: selects regions to predict, and masks most of them (paper, section 3.3).
+
+    Draws `random()` for each region.
 
     Returns:
-        For each of `count` regions, whether the model must not see it, and whether it is to be classified.
+        For each of `count` regions, whether its feature is masked, and whether its class is to be predicted.
     """
     draws = [rng.random() for _ in range(count)]
-    hidden = [draw < CHOSEN and draw / CHOSEN < HIDDEN_REGIONS for draw in draws]
-    return hidden, [draw < CHOSEN for draw in draws]
+    is_masked = [draw < MASK_PROB and draw / MASK_PROB < MASK_REGION_PROB for draw in draws]
+    return is_masked, [draw < MASK_PROB for draw in draws]
 
 
 def truncated_lengths(text: int, boxes: int, limit: int) -> tuple[int, int]:
-    """Shortens the longer of text and boxes until both together keep to a limit (data spec 3.8).
+    """Truncates the longer of text and boxes until both together fit the limit.
 
-    Of equal ones the text is shortened. Two tokens and one box remain in any case. There is at least one box.
+    On a tie, the text is truncated. At least two tokens and one box remain.
 
     Args:
-        text: tokens, `[CLS]` and `[SEP]` included.
-        boxes: boxes, the whole image included.
+        text: number of tokens, including `[CLS]` and `[SEP]`.
+        boxes: number of boxes, including the whole image; at least 1.
         limit: `DATASET.SEQ_LEN`.
 
     Returns:
-        Tokens and boxes to keep.
+        Numbers of tokens and boxes to keep.
     """
     if text + boxes > limit:
         half = limit // 2
@@ -114,21 +113,23 @@ def truncated_lengths(text: int, boxes: int, limit: int) -> tuple[int, int]:
             text = limit - boxes
         else:
             text, boxes = half, limit - half
-    return max(text, LEAST_TEXT), boxes
+    return max(text, MIN_TOKENS), boxes
 
 
-def subtract_masked_regions(whole: Tensor, features: Tensor, hidden: Tensor) -> Tensor:
-    """Takes what must not be seen out of the feature of the whole image (data spec 4.4 step 7).
+def subtract_masked_regions(whole: Tensor, features: Tensor, masked: Tensor) -> Tensor:
+    """Removes masked regions from the feature of the whole image.
 
     Args:
         whole: (F,) mean of all features.
-        features: (n, F) those of the regions.
-        hidden: (n,) bool.
+        features: (n, F) features of the regions.
+        masked: (n,) bool.
 
     Returns:
-        (F,), zeros where nothing is left.
+        (F,), zeros if all regions are masked.
     """
-    seen = len(features) - int(hidden.sum())
-    if not seen:
+    num_visible = len(features) - int(masked.sum())
+    if not num_visible:
         return torch.zeros_like(whole)
-    return (whole * len(features) - features[hidden].sum(dim=0)) / (seen + 1e-5)
+    return (whole * len(features) - features[masked].sum(dim=0)) / (
+        num_visible + 1e-5
+    )  # the 1e-5 of the reference

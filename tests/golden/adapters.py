@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 def tokens(ids: np.ndarray, tags: np.ndarray) -> Tokens:
     """The valid part of a padded row."""
     valid = ids > 0
-    return Tokens(ids[valid].tolist(), tags[valid].tolist(), [0] * int(valid.sum()))
+    return Tokens(ids[valid].tolist(), tags[valid].tolist())
 
 
 class VCRAdapter(Adapter):
@@ -104,13 +104,13 @@ class VCRAdapter(Adapter):
     def sample_texts(
         self, task: AnyTask, dataset: Any, sample: Sample, start: int
     ) -> tuple[dict[str, np.ndarray], list[TextSequence]]:
-        conditions, choices = dataset.reader.texts(dataset.records[sample.index], start)
+        conditions, choices = dataset.preprocessor.texts(dataset.records[sample.index], start)
         choice = "answer" if task.config.DATASET.TASK == "Q2A" else "rationale"
         texts = {f"question.{i}": text for i, text in enumerate(conditions)}
         texts |= {f"{choice}_choices.{i}": text for i, text in enumerate(choices)}
         if len(conditions) == 1:
             texts["question"] = conditions[0]
-        arrays = {n: np.array([t.ids, t.tags, t.align], np.int64).T for n, t in texts.items()}
+        arrays = {n: np.array([t.ids, t.tags], np.int64).T for n, t in texts.items()}
         return arrays, self._assembled(task, conditions, choices)
 
 

@@ -88,6 +88,9 @@ def compare_array(task: AnyTask, report: Report, what: str, actual: Arrays, expe
         report.close(what, actual[name], expected, FEATURES * largest)
     elif name in GREY_LEVELS:
         report.close(what, actual[name], expected, GREY_LEVELS[name] / min(task.config.NETWORK.PIXEL_STDS))
+    elif name.startswith(("question", "answer_choices", "rationale_choices")) and expected.shape[-1:] == (3,):
+        report.equal(what, actual[name], expected[:, :2])
+        report.skip(f"{what} word numbers", RULE_ALIGN)
     else:
         report.equal(what, actual[name], expected)
 
@@ -289,7 +292,7 @@ def run_names(case: Case, report: Report) -> None:
     pieces = {number: piece for piece, number in data_unit_cases.vocabulary(case).items()}
     for number, visit in enumerate(document["visits"]):
         index, start = visit["index"], visit["name_id_before"]
-        (question,), answers = dataset.reader.texts(dataset.records[index], start)
+        (question,), answers = dataset.preprocessor.texts(dataset.records[index], start)
         report.equal(f"visit {number} question", list(question.ids), visit["question_ids"])
         report.equal(f"visit {number} pieces", [pieces[i] for i in question.ids], visit["question_tokens"])
         report.equal(f"visit {number} answers", [list(a.ids) for a in answers], visit["answer_ids"])

@@ -145,7 +145,7 @@ class PretrainAdapter(Adapter):
                 [*labelled.sum(1).tolist(), *alone], np.flatnonzero(labelled[real])
             ),
             "region_labels": torch.from_numpy(scores[labelled]),
-            "hidden": torch.from_numpy(arrays["mvrc_ops"][real] == 1),
+            "masked_regions": torch.from_numpy(arrays["mvrc_ops"][real] == 1),
             "masked_pixel_boxes": masked_pixel_boxes,  # the reference's pictures are blank already
         }
 
@@ -235,7 +235,7 @@ class PretrainAdapter(Adapter):
         arrays = super().batch_arrays(task, batch)
         arrays |= {
             "im_info": torch.cat([batch.im_info, batch.index[:, None]], dim=1).numpy(),
-            "mvrc_ops": padded(batch.hidden, boxes, 0),
+            "mvrc_ops": padded(batch.masked_regions, boxes, 0),
             "mvrc_labels": padded(region_table(batch), boxes, 0),
             "mlm_labels": word_table(batch, slice(count)),
         }

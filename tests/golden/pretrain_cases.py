@@ -177,7 +177,7 @@ def run_masking(case: Case, report: Report) -> None:
         text = mask_words(entry["words"], tokenizer, rng, replacement_words(tokenizer))
         expected = [tokenizer.token_id(token) for token in entry["tokens"]]
         report.equal(f"words [{number}]", text.ids, expected)
-        labels = dict(zip(text.places, text.labels, strict=True))
+        labels = dict(zip(text.masked_positions, text.labels, strict=True))
         found = [labels.get(place, -1) for place in range(len(text.ids))]
         report.equal(f"labels [{number}]", found, entry["labels"])
         report.equal(f"draws [{number}]", rng.drawn, len(entry["draws"]))

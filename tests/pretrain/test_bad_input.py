@@ -210,7 +210,7 @@ CASES = [
         "caption that is one text",
         train(corrupt=line(lambda r: r.update(caption=" ".join(r["caption"])))),
         FAILED,
-        r"train_frcnn.json, line 2: caption: must be a list of words, not one text",
+        r"train_frcnn.json, line 2: caption: must be a list of words, not a text",
     ),
     Case(
         "empty caption",
@@ -227,7 +227,7 @@ CASES = [
             corrupt=lambda w: records(w).write_text(records(w).read_text().splitlines()[0]),
         ),
         FAILED,
-        "train_frcnn.json: has one caption; NETWORK.WITH_REL_LOSS needs another one",
+        "train_frcnn.json: has only one caption; NETWORK.WITH_REL_LOSS needs at least two",
     ),
     # Pictures
     Case("grey picture", train(*PIXELS, corrupt=grey), OK),
@@ -305,7 +305,7 @@ CASES = [
         "regions of another picture",
         train(*PIXELS, corrupt=regions(lambda r: r.update(image_w=1000))),
         FAILED,
-        RECORD + r"its regions are of a picture of \(1000, \d+\); .*DATASET.ON_BAD_DATA: skip",
+        RECORD + r"its regions are for an image of \(1000, \d+\); .*DATASET.ON_BAD_DATA: skip",
     ),
     Case("no regions", train(corrupt=regions(no_regions)), OK),
     Case("no regions of a picture that is read", train(*PIXELS, corrupt=regions(no_regions)), OK),

@@ -70,7 +70,7 @@ def test_precomputed_features(items):
     ]
     assert words(sample) == "[CLS] a [MASK] . [SEP]"
     assert restored(sample) == {2: "dog", 3: "."}
-    assert sample.hidden.tolist() == [False, True, False, False, False]
+    assert sample.masked_regions.tolist() == [False, True, False, False, False]
     assert sample.masked_region_index.tolist() == [1, 3]
     assert sample.region_labels.tolist() == [[0.75, 0.25, 0, 0], [0.25, 0.5, 0.25, 0]]
     assert sample.box_features.shape == (5, 2048)
@@ -92,7 +92,7 @@ def test_the_whole_image_where_all_or_nothing_is_hidden(items):
         num_boxes=3, boxes=encoded([[1, 1, 2, 2]] * 3), features=encoded(values.numpy()), classes=classes
     )
     hidden = load(items.captions(), 0, *CAPTION, *[HIDDEN] * 3)
-    assert hidden.hidden.tolist() == [False, True, True, True]
+    assert hidden.masked_regions.tolist() == [False, True, True, True]
     assert not hidden.box_features[0].any()
     unmasked = load(items.captions(network={"WITH_MVRC_LOSS": False}), 0, *CAPTION)
     assert torch.equal(unmasked.box_features[0], values.mean(dim=0))
@@ -101,7 +101,7 @@ def test_the_whole_image_where_all_or_nothing_is_hidden(items):
 def test_without_the_whole_image(items):
     sample = load(items.captions(ADD_IMAGE_AS_A_BOX=False), 0, *CAPTION, KEPT, HIDDEN, KEPT, KEPT)
     assert sample.box_features[:, 0].tolist() == [6, 2, 1, 3]
-    assert sample.hidden.tolist() == [False, True, False, False]
+    assert sample.masked_regions.tolist() == [False, True, False, False]
     assert sample.masked_region_index.tolist() == [1]
     assert sample.region_labels.tolist() == [[0, 0, 0.375, 0.625]]
 
@@ -109,7 +109,7 @@ def test_without_the_whole_image(items):
 def test_losses_that_are_off_draw_nothing(items):
     sample = load(items.captions(network={"WITH_MLM_LOSS": False, "WITH_MVRC_LOSS": False}), 0)
     assert words(sample) == "[CLS] a dog . [SEP]"
-    assert (restored(sample), sample.hidden.any().item()) == ({}, False)
+    assert (restored(sample), sample.masked_regions.any().item()) == ({}, False)
     assert (sample.masked_region_index.shape, sample.region_labels.shape) == ((0,), (0, CLASSES))
 
 
@@ -175,7 +175,7 @@ def test_long_records_are_cut(items):
     assert (sample.masked_region_index.tolist(), len(sample.region_labels)) == ([2, 4], 2)
     sample = load(items.captions(SEQ_LEN=8), 0, *draws)
     assert words(sample) == "[CLS] the red [SEP]"
-    assert len(sample.boxes) == len(sample.box_features) == len(sample.hidden) == 4
+    assert len(sample.boxes) == len(sample.box_features) == len(sample.masked_regions) == 4
     assert sample.region_labels.tolist() == [[0, 0, 0.375, 0.625]]
     sample = load(items.captions(SEQ_LEN=11), 0, *draws)
     assert (words(sample), restored(sample)) == (
@@ -191,7 +191,7 @@ def test_regions_that_are_left_out_are_blank_too(items):
     sample = load(data, 0, *CAPTION, KEPT, KEPT, KEPT, HIDDEN)
     assert len(sample.boxes) == 2
     assert sample.masked_pixel_boxes.tolist() == [[6, 6, 12, 12]]
-    assert not sample.hidden.any()
+    assert not sample.masked_regions.any()
 
 
 def test_a_batch(items):
@@ -214,7 +214,7 @@ def test_a_batch(items):
         (1, 2, 0),
     )
     assert batch.region_labels.shape == (3, CLASSES)
-    assert batch.hidden.nonzero()[:, 0].tolist() == [1, 9]
+    assert batch.masked_regions.nonzero()[:, 0].tolist() == [1, 9]
     assert (batch.box_features.shape, batch.masked_pixel_boxes) == ((10, 2048), None)
 
 
@@ -315,7 +315,7 @@ def test_packed_regions_give_the_same(items, tmp_path, zip_mode):
     data = pickle.loads(pickle.dumps(type(plain)(config, config.DATASET, "train", items.tokenizer)))
     for index, sample in enumerate(expected):
         found = data[ItemKey(0, index)]
-        for name in ("boxes", "box_features", "region_labels", "masked_token_index", "hidden"):
+        for name in ("boxes", "box_features", "region_labels", "masked_token_index", "masked_regions"):
             assert torch.equal(getattr(found, name), getattr(sample, name))
     with pytest.raises(DataError, match=r"val_frcnn.*: not packed; .*other from train_frcnn"):
         items.captions(PACKED_REGIONS=f"{tmp_path}/other")
@@ -326,7 +326,7 @@ def test_a_picture_without_regions(items):
     sample = load(items.captions(), 0, *CAPTION)
     assert sample.boxes.tolist() == [[0, 0, 38, 18]]
     assert sample.box_features.tolist() == [[0] * 2048]
-    assert (sample.region_labels.shape, sample.hidden.tolist()) == ((0, CLASSES), [False])
+    assert (sample.region_labels.shape, sample.masked_regions.tolist()) == ((0, CLASSES), [False])
     with pytest.raises(DataError, match=r"no regions, and DATASET\.ADD_IMAGE_AS_A_BOX is off"):
         load(items.captions(ADD_IMAGE_AS_A_BOX=False), 0, *CAPTION)
 
@@ -407,7 +407,7 @@ def test_what_is_wrong_at_the_door(items):
     with pytest.raises(DataError, match="elsewhere: no such folder"):
         items.captions(network=PIXELS)
     del items.records[1]
-    with pytest.raises(DataError, match=r"val_frcnn\.json: has one caption; NETWORK\.WITH_REL_LOSS"):
+    with pytest.raises(DataError, match=r"val_frcnn\.json: has only one caption; NETWORK\.WITH_REL_LOSS"):
         items.captions(network=RELATIONSHIP)
 
 
@@ -432,7 +432,7 @@ def test_coco(items):
     assert sample.masked_region_index.tolist() == [1, 2]
     assert sample.region_labels.shape == (2, 81)
     assert sample.region_labels.nonzero().tolist() == [[0, 2], [1, 1]]
-    assert sample.hidden.tolist() == [False, True, False]
+    assert sample.masked_regions.tolist() == [False, True, False]
     assert sample.masked_pixel_boxes.tolist() == [[4, 4, 18, 10]]
     assert sample.image.shape == (3, 20, 40)
     again = load(data, 1, *[KEPT] * 6)
@@ -512,7 +512,7 @@ def test_a_drawn_world(drawn, form):
     for sample, same in zip(loaded, again, strict=True):
         # Validation asks for epoch 0 alone: its masks are always the same.
         assert torch.equal(sample.masked_token_index, same.masked_token_index)
-        assert torch.equal(sample.hidden, same.hidden)
+        assert torch.equal(sample.masked_regions, same.masked_regions)
         assert sample.region_labels.sum(dim=1).tolist() == pytest.approx(
             [1] * len(sample.masked_region_index)
         )
@@ -521,4 +521,4 @@ def test_a_drawn_world(drawn, form):
         assert len(sample.texts[0]) + len(sample.boxes) <= 64
     batch = collate(loaded, PretrainBatch)
     assert 0 < len(batch.word_labels) < batch.text.lengths.total / 2
-    assert 0 < batch.hidden.sum() <= len(batch.region_labels)
+    assert 0 < batch.masked_regions.sum() <= len(batch.region_labels)

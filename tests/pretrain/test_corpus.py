@@ -36,7 +36,11 @@ def test_a_line(items):
     assert sample.boxes.shape == (0, 4)
     assert sample.box_features.shape == (0, 2048)
     assert sample.region_labels.shape == (0, CLASSES)
-    assert (sample.relationship.shape, sample.hidden.shape, sample.hidden.dtype) == ((0,), (0,), torch.bool)
+    assert (sample.relationship.shape, sample.masked_regions.shape, sample.masked_regions.dtype) == (
+        (0,),
+        (0,),
+        torch.bool,
+    )
     assert sample.masked_region_index.dtype == sample.relationship.dtype == torch.int64
     assert (sample.im_info.tolist(), sample.masked_pixel_boxes) == ([0, 0, 0, 0], None)
 

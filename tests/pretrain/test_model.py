@@ -76,7 +76,7 @@ def picture(
         word_labels=torch.arange(len(places)) + 30,
         masked_region_index=regions,
         region_labels=torch.randn(len(hidden), CLASSES, generator=generator).softmax(1),
-        hidden=torch.isin(torch.arange(boxes + 1), regions),
+        masked_regions=torch.isin(torch.arange(boxes + 1), regions),
         masked_pixel_boxes=found[regions].long() if pixels else None,
     )
 
@@ -98,7 +98,7 @@ def text(number: int, words: int, *, places=(0,), pixels=False) -> PretrainSampl
         word_labels=torch.arange(len(places)) + 40,
         masked_region_index=torch.zeros(0, dtype=torch.int64),
         region_labels=torch.zeros(0, CLASSES),
-        hidden=torch.zeros(0, dtype=torch.bool),
+        masked_regions=torch.zeros(0, dtype=torch.bool),
         masked_pixel_boxes=torch.zeros(0, 4, dtype=torch.int64) if pixels else None,
     )
 
@@ -200,7 +200,7 @@ def test_hidden_regions_are_hidden(name, changes, pixels):
         # The whole image looks at the same pixels where these are not blank.
         same = raw or not pixels
         assert torch.allclose(model(batch(shown)).region_logits, before, atol=1e-6) == same
-        shown.hidden[1] = False
+        shown.masked_regions[1] = False
         shown = replace(shown, masked_pixel_boxes=shown.masked_pixel_boxes[:0] if raw else None)
         assert not torch.allclose(model(batch(shown)).region_logits, before, atol=1e-4)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from common.distributed import process_group as distributed
-from common.training.trainer import global_label_weights
+from common.training.trainer import LossScaler
 from tests.pretrain.test_model import CASES, mixed, thin_task
 
 WAITING = {
@@ -67,8 +67,8 @@ def test_a_step_of_one_of_several_processes(name, changes, pixels, monkeypatch):
     task, inputs = thin_task(name, *changes), mixed(pixels)
     model = task.build_model()
     with Watch() as watch:
-        share = global_label_weights([task.label_counts(inputs)], task.label_count_eps, torch.device("cpu"))
+        scaler = LossScaler([task.label_counts(inputs)], task.label_count_eps, torch.device("cpu"))
         outputs = model(inputs)
-        task.total(share(0, task.losses(outputs, inputs))).backward()
+        task.total(scaler.scale(task.losses(outputs, inputs), 0)).backward()
         task.metrics(outputs, inputs, "train")
     assert not watch.found

@@ -59,7 +59,7 @@ def test_probe_dataset_masks_one_word_and_no_region(trained, changes):
         assert label in {tokenizer.vocab[word] for word in words}
         ids[masked_index] = label
         assert ids == [tokenizer.cls_id, *tokenizer.ids(" ".join(caption)), tokenizer.sep_id]
-        assert not sample.hidden.any()
+        assert not sample.masked_regions.any()
         assert sample.box_features is not None
         torch.testing.assert_close(sample.box_features[0], sample.box_features[1:].mean(0))
         assert len(sample.masked_region_index) == 0
@@ -80,8 +80,8 @@ def test_blank_regions_mask_all_features_and_the_whole_image(trained, changes):
         probe_task(trained, ["red"], *changes, blank=blank).build_datasets("val") for blank in (False, True)
     )
     sample = blank[ItemKey(0, 0)]
-    assert sample.hidden.all()
-    assert len(sample.hidden) == len(sample.boxes)
+    assert sample.masked_regions.all()
+    assert len(sample.masked_regions) == len(sample.boxes)
     if changes:
         _, height, width = sample.image.shape
         assert sample.masked_pixel_boxes.tolist() == [[0, 0, width - 1, height - 1]]

@@ -228,7 +228,7 @@ def test_regions_of_bottom_up_attention(world):
 @pytest.mark.parametrize(
     ("boxes", "changes", "message"),
     [
-        ([[0, 0, 1, 1]], {"image_w": 21}, r"regions of image 9 are of a picture of \(21, 10\).*\(20, 10\)"),
+        ([[0, 0, 1, 1]], {"image_w": 21}, r"regions of image 9 are for an image of \(21, 10\).*\(20, 10\)"),
         ([[0, 0, 1, 1]], {"num_boxes": 2}, r"9.json: boxes"),
         ([[0, 0, 1, np.nan]], {}, r"9.json: boxes.*nan"),
     ],

@@ -192,15 +192,15 @@ def test_long_texts_are_cut_but_for_rationales_in_test_mode(world):
     world.records[0]["answer_choices"][3] = ["yes"] * 40
     world.records[0]["rationale_choices"][3] = ["so"] * 90
     data = world.open()
-    (question,), answers = data.reader.texts(data.records[0], 0)
-    assert (len(question), [len(answer) for answer in answers]) == (32, [1, 2, 1, 32])
+    (question,), answers = data.preprocessor.texts(data.records[0], 0)
+    assert (len(question.ids), [len(answer.ids) for answer in answers]) == (32, [1, 2, 1, 32])
     data = world.open(DATASET__TASK="QA2R")
-    (question,), rationales = data.reader.texts(data.records[0], 0)
-    assert (len(question), [len(rationale) for rationale in rationales]) == (32, [1, 1, 2, 32])
+    (question,), rationales = data.preprocessor.texts(data.records[0], 0)
+    assert (len(question.ids), [len(rationale.ids) for rationale in rationales]) == (32, [1, 1, 2, 32])
     data = world.open("test", DATASET__TASK="QA2R")
-    questions, rationales = data.reader.texts(data.records[0], 0)
-    assert [len(question) for question in questions] == [51, 52, 51, 90]
-    assert len(rationales[3]) == 90
+    questions, rationales = data.preprocessor.texts(data.records[0], 0)
+    assert [len(question.ids) for question in questions] == [51, 52, 51, 90]
+    assert len(rationales[3].ids) == 90
 
 
 def test_layout_options(world):
@@ -225,7 +225,7 @@ def test_training_draws_names_after_the_flip(world):
     data = world.open("train")
     rng = random.Random(1)
     rng.random()
-    expected = data.reader.texts(data.records[0], rng.randrange(13))[1][3]
+    expected = data.preprocessor.texts(data.records[0], rng.randrange(13))[1][3]
     assert data.load(0, random.Random(1)).texts[3].ids[4:-1].tolist() == list(expected.ids)
     drawn = {tuple(texts(data[ItemKey(epoch, 0)])) for epoch in range(60)}
     assert 3 <= len(drawn) <= 13
@@ -245,7 +245,7 @@ def test_a_picture_without_objects(world):
     assert sample.boxes.tolist() == [[0, 0, 38, 18]]
     assert sample.boxes.dtype == torch.float32
     with pytest.raises(
-        DataError, match=r"record val-0\): no object takes part, and DATASET.ADD_IMAGE_AS_A_BOX"
+        DataError, match=r"record val-0\): no object is visible, and DATASET.ADD_IMAGE_AS_A_BOX"
     ):
         world.open(DATASET__ADD_IMAGE_AS_A_BOX=False)[ItemKey(0, 0)]
 

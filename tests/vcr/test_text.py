@@ -7,7 +7,7 @@ from vcr.text import (
     Tokens,
     answer_lengths,
     assemble_text,
-    mentions,
+    name_objects,
     rationale_lengths,
     referenced_objects,
     tokenize_words,
@@ -20,12 +20,12 @@ OBJECTS = ["person", "person", "car"]
 
 
 def tokens(*ids, tags=None):
-    return Tokens(ids, tuple(tags or [0] * len(ids)), tuple(range(len(ids))))
+    return Tokens(ids, tuple(tags or [0] * len(ids)))
 
 
 def test_names_go_round_and_only_kept_persons_take_one():
     assert len(PERSON_NAMES) == 13
-    found = mentions(["person", "dog", "person", "person"], [3, 1, 0], name_offset=12, first_tag=1)
+    found = name_objects(["person", "dog", "person", "person"], [3, 1, 0], name_offset=12, first_tag=1)
     assert found == {3: ("Quinn", 1), 1: ("dog", 2), 0: ("Casey", 3)}
 
 
@@ -35,23 +35,16 @@ def test_referenced_objects_in_order_of_first_use():
 
 @pytest.mark.parametrize(("plain_tag", "tags"), [(0, [1, 1, 0, 2, 0, 3]), (-1, [0, 0, -1, 1, -1, 2])])
 def test_pieces_carry_the_row_of_their_box(plain_tag, tags):
-    known = mentions(OBJECTS, [0, 1, 2], 0, plain_tag + 1)
+    known = name_objects(OBJECTS, [0, 1, 2], 0, plain_tag + 1)
     found = tokenize_words([[0], "near", [1, 2]], known, TOKENIZER, plain_tag=plain_tag)
     assert found.ids == tuple(VOCAB[piece] for piece in ("ca", "##sey", "near", "riley", "and", "car"))
     assert list(found.tags) == tags
-    assert found.align == (0, 0, 1, 2, 3, 4)
-
-
-def test_words_of_the_annotation_or_of_the_basic_tokenizer_are_aligned():
-    words = ["near", "t-shirt", "\x07", "?"]
-    assert tokenize_words(words, {}, TOKENIZER, plain_tag=0).align == (0, 1, 1, 1, 3)
-    assert tokenize_words(words, {}, TOKENIZER, plain_tag=0, basic_align=True).align == (0, 1, 2, 3, 4)
 
 
 def test_a_vocabulary_without_and():
     tokenizer = Tokenizer({token: number for number, token in enumerate([*SPECIAL_TOKENS, "car"])})
     with pytest.raises(DataError, match='lacks the word piece "and"'):
-        tokenize_words([[0, 1]], mentions(["car", "car"], [0, 1], 0, 1), tokenizer, plain_tag=0)
+        tokenize_words([[0, 1]], name_objects(["car", "car"], [0, 1], 0, 1), tokenizer, plain_tag=0)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +110,6 @@ def test_layouts(layout):
 
 
 def test_joined_and_shortened_tokens():
-    joined = tokens(1, 2, tags=[3, 4]) + tokens(5)
-    assert joined == Tokens((1, 2, 5), (3, 4, 0), (0, 1, 0))
-    assert joined.first(1) == Tokens((1,), (3,), (0,))
-    assert len(joined) == 3
+    joined = tokens(1, 2, tags=[3, 4]).joined(tokens(5))
+    assert joined == Tokens((1, 2, 5), (3, 4, 0))
+    assert joined.first(1) == Tokens((1,), (3,))

@@ -303,7 +303,7 @@ CASES = [
         "regions of another picture",
         train(corrupt=regions(lambda r: r.update(image_w=1000))),
         FAILED,
-        RECORD + r"region file is for a picture of \(1000, \d+\)",
+        RECORD + r"region file is for an image of \(1000, \d+\)",
     ),
     Case("no regions", train(corrupt=regions(no_regions)), OK),
     Case(

@@ -232,7 +232,7 @@ def test_a_picture_without_regions(world):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_w": 21}, r"for a picture of \(21, 10\) pixels .* but the picture has \(20, 10\)"),
+        ({"image_w": 21}, r"for an image of \(21, 10\) pixels .* but the image has \(20, 10\)"),
         ({"features": encoded([[1] * 2048, [float("nan")] * 2048])}, "42.json: .*nan"),
         ({"features": encoded([[1] * 1024] * 2)}, "42.json: features"),
         ({"num_boxes": 3}, "42.json: boxes"),

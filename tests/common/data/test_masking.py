@@ -88,19 +88,19 @@ def test_frequencies():
     words = ["a", "dog"] * 20000
     text = mask_words(words, TOKENIZER, random.Random(5), replacements)
     true = [A, DOG] * 20000
-    assert len(text.places) == pytest.approx(0.15 * 40000, rel=0.05)
-    assert text.labels == [true[place] for place in text.places]
+    assert len(text.masked_positions) == pytest.approx(0.15 * 40000, rel=0.05)
+    assert text.labels == [true[place] for place in text.masked_positions]
     found = Counter(
         "hidden" if text.ids[place] == MASK else "kept" if text.ids[place] == label else "replaced"
-        for place, label in zip(text.places, text.labels, strict=True)
+        for place, label in zip(text.masked_positions, text.labels, strict=True)
     )
     # A replaced word may be [MASK] or itself by chance, 2 of the 12 pieces.
     replaced = 0.1 * 10 / 12
-    assert found["hidden"] / len(text.places) == pytest.approx(0.8 + 0.1 / 12, abs=0.02)
-    assert found["replaced"] / len(text.places) == pytest.approx(replaced, abs=0.015)
-    chosen = set(text.places)
+    assert found["hidden"] / len(text.masked_positions) == pytest.approx(0.8 + 0.1 / 12, abs=0.02)
+    assert found["replaced"] / len(text.masked_positions) == pytest.approx(replaced, abs=0.015)
+    chosen = set(text.masked_positions)
     assert all(text.ids[place] == true[place] for place in range(40000) if place not in chosen)
-    drawn = Counter(text.ids[place] for place in text.places)
+    drawn = Counter(text.ids[place] for place in text.masked_positions)
     assert set(drawn) == set(replacements)
 
 
