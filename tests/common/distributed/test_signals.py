@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from common.distributed import signals as interrupt
+from common.distributed import signals
 from common.distributed.signals import GracefulShutdown, InterruptibleLoader
 from common.errors import Stopped
 
@@ -14,70 +14,66 @@ def send(number):
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+    ("number", "resumable", "status"),
+    [
+        (signal.SIGTERM, True, 75),
+        (signal.SIGUSR1, True, 75),
+        (signal.SIGINT, True, 130),
+        (signal.SIGTERM, False, 143),
+        (signal.SIGUSR1, False, 138),
+    ],
 )
-def test_a_signal_waits_for_a_place_to_save(number, status):
-    with GracefulShutdown() as stop, stop.deferred():
-        stop.check()
-        stop.check_now()
+def test_deferred_signal_raises_in_check(number, resumable, status):
+    with GracefulShutdown(resumable) as shutdown, shutdown.deferred():
+        shutdown.check()
+        shutdown.check_now()
         send(number)
-        for check in (stop.check, stop.check_now):
+        for check in (shutdown.check, shutdown.check_now):
             with pytest.raises(Stopped, match=number.name) as stopped:
                 check()
             assert stopped.value.exit_status == status
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)])
-def test_with_nothing_to_save_it_ends_at_once(number, error):
-    with GracefulShutdown() as stop:
+def test_signal_raises_at_once_outside_deferred(number, error):
+    with GracefulShutdown() as shutdown:
         with pytest.raises(error):
             send(number)
-        with stop.deferred():
+        with shutdown.deferred():
             pass
         if number == signal.SIGTERM:
-            send(number)  # it is ending already
+            send(number)  # ignored: the run is stopping
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_run_that_would_not_go_on_is_not_to_be_started_again(number):
-    with GracefulShutdown(resumable=False) as stop, stop.deferred():
-        send(number)
-        with pytest.raises(Stopped) as stopped:
-            stop.check()
-    assert stopped.value.exit_status == 128 + number
-
-
-def test_a_second_interrupt_ends_at_once(monkeypatch):
-    with GracefulShutdown() as stop, stop.deferred():
+def test_second_sigint_raises_at_once(monkeypatch):
+    with GracefulShutdown() as shutdown, shutdown.deferred():
         send(signal.SIGINT)
-        send(signal.SIGINT)  # the launcher's copy of the same keypress
-        monkeypatch.setattr(interrupt, "SAME_KEYPRESS", -1.0)
+        send(signal.SIGINT)  # the copy of the same keypress that the launcher forwards
+        monkeypatch.setattr(signals, "SAME_KEYPRESS", -1.0)
         send(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
-        assert stop.received_signal == signal.SIGINT
+        assert shutdown.received_signal == signal.SIGINT
 
 
-def test_handlers_are_given_back():
-    before = [signal.getsignal(number) for number in interrupt.SIGNALS]
+def test_handlers_are_restored():
+    before = [signal.getsignal(number) for number in signals.SIGNALS]
     with GracefulShutdown():
         pass
-    assert [signal.getsignal(number) for number in interrupt.SIGNALS] == before
+    assert [signal.getsignal(number) for number in signals.SIGNALS] == before
 
 
 class Batches(list):
     batch_sampler = SimpleNamespace()
 
 
-def test_a_loop_ends_early_and_then_stops():
-    beats = []
-    with GracefulShutdown() as stop, stop.deferred():
-        loader = InterruptibleLoader(
-            Batches("abc"), stop, lambda activity, synchronized: beats.append(synchronized)
-        )
+def test_interruptible_loader_stops_after_a_signal():
+    synchronized = []
+    with GracefulShutdown() as shutdown, shutdown.deferred():
+        loader = InterruptibleLoader(Batches("abc"), shutdown, lambda _, value: synchronized.append(value))
         assert (len(loader), loader.batch_sampler) == (3, Batches.batch_sampler)
         assert list(loader) == ["a", "b", "c"]
-        assert beats == [False, False, False, True]
+        assert synchronized == [False, False, False, True]
         batches = iter(loader)
         assert next(batches) == "a"
         send(signal.SIGTERM)

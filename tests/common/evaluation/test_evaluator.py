@@ -11,38 +11,57 @@ CPU = torch.device("cpu")
 BATCHES = [toy_batch([[0.5, -0.5]], [[0.25]], index=[1]), toy_batch([[-1.0, -0.5]], [[0.5]], index=[0])]
 
 
-def test_metrics_of_a_split():
-    task = ToyTask(toy_config())
+class TaskWithLosses(ToyTask):
+    validates_losses = True
+
+
+class TaskWithoutItsLoss(TaskWithLosses):
+    def losses(self, outputs, batch):
+        return {"another_loss": outputs.new_ones(())}
+
+    def label_counts(self, batch):
+        return {"loss": 0}
+
+
+@pytest.mark.parametrize(
+    ("task_class", "expected"),
+    [
+        (ToyTask, {"Acc": 0.5}),
+        (TaskWithLosses, {"Acc": 0.5, "ToyLoss": (0.0 + 1.0) / 2}),
+        (TaskWithoutItsLoss, {"Acc": 0.5, "ToyLoss": 0}),
+    ],
+)
+def test_evaluate_returns_metrics_and_validated_losses(task_class, expected):
+    task = task_class(toy_config())
     model = task.build_model()
-    assert evaluate(task, model, BATCHES, CPU) == {"Acc": 0.5}
+    values = evaluate(task, model, BATCHES, CPU)
+    assert values == pytest.approx(expected)
+    assert list(values) == list(expected)
     assert not model.training
 
 
-def test_losses_where_the_task_validates_them():
-    class WithLosses(ToyTask):
-        validates_losses = True
+def test_evaluate_computes_metrics_in_float32():
+    class DtypeTask(ToyTask):
+        def metrics(self, outputs, batch, split):
+            dtypes.append(outputs.dtype)
+            return super().metrics(outputs, batch, split)
 
-    task = WithLosses(toy_config())
-    values = evaluate(task, task.build_model(), BATCHES, CPU)
-    assert list(values) == ["Acc", "ToyLoss"]
-    assert values["ToyLoss"] == pytest.approx((0.0 + 1.0) / 2)
-
-
-def test_a_loss_that_the_model_lacks_is_0():
-    class Lacking(ToyTask):
-        validates_losses = True
-
-        def losses(self, outputs, batch):
-            return {"another_loss": outputs.new_ones(())}
-
-        def label_counts(self, batch):
-            return {"loss": 0}
-
-    task = Lacking(toy_config())
-    assert evaluate(task, task.build_model(), BATCHES, CPU)["ToyLoss"] == 0
+    dtypes = []
+    task = DtypeTask(toy_config())
+    evaluate(task, task.build_model(), BATCHES, CPU, precision=Precision(CPU, "bf16"))
+    assert dtypes == [torch.float32] * 2
 
 
-def test_predictions_come_in_dataset_order():
+def test_evaluate_names_the_batch_that_runs_out_of_memory():
+    class Greedy(ToyModel):
+        def forward(self, batch):
+            raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(TrainingError, match=r"evaluation: out of memory with a batch of index \(1,\)"):
+        evaluate(ToyTask(toy_config()), Greedy(), BATCHES, CPU)
+
+
+def test_predict_returns_records_in_dataset_order():
     task = ToyTask(toy_config())
     assert predict(task, task.build_model(), BATCHES, CPU) == [
         {"id": "toy-0", "score": pytest.approx(-0.5)},
@@ -50,28 +69,7 @@ def test_predictions_come_in_dataset_order():
     ]
 
 
-def test_a_sample_too_many_is_our_mistake():
+def test_predict_rejects_a_repeated_sample():
     task = ToyTask(toy_config())
     with pytest.raises(AssertionError, match="every sample exactly once"):
         predict(task, task.build_model(), [*BATCHES, BATCHES[0]], CPU)
-
-
-def test_metrics_of_half_precision_are_computed_in_single_precision():
-    class Formats(ToyTask):
-        def metrics(self, outputs, batch, split):
-            formats.append(outputs.dtype)
-            return super().metrics(outputs, batch, split)
-
-    formats = []
-    task = Formats(toy_config())
-    evaluate(task, task.build_model(), BATCHES, CPU, precision=Precision(CPU, "bf16"))
-    assert formats == [torch.float32] * 2
-
-
-def test_out_of_memory_names_the_batch():
-    class Greedy(ToyModel):
-        def forward(self, batch):
-            raise torch.OutOfMemoryError("no memory")
-
-    with pytest.raises(TrainingError, match=r"evaluation: out of memory with a batch of index \(1,\)"):
-        evaluate(ToyTask(toy_config()), Greedy(), BATCHES, CPU)
