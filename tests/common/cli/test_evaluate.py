@@ -14,19 +14,6 @@ def load_evaluation(cfg, *flags, split="test"):
     return evaluate.load_evaluation(args, ToyTask, split)
 
 
-def test_evaluation_parser_defaults():
-    parser = evaluate.evaluation_parser("toy", result_path="./results")
-    assert vars(parser.parse_args([])) == {
-        "cudnn_off": False,
-        "set": [],
-        "gpus": None,
-        "fp16": False,
-        "result_path": "./results",
-        "result_name": None,
-    }
-    assert parser.parse_args(["--gpus", "0", "1"]).gpus == [0, 1]
-
-
 def test_load_evaluation_defaults(cfg):
     evaluation = load_evaluation(cfg)
     assert evaluation.path == cfg.parent / "out/toy.cfg/toytrain_train/net-best.model"
