@@ -1,10 +1,10 @@
-"""The records that travel from datasets to models: `Sample` (one item) and `Batch` (several, ragged).
+"""`Sample` (one item of a dataset) and `Batch` (several, ragged).
 
-Rows of different length are stored end to end, never padded: a batch of boxes is one `(K, 4)` tensor beside the
-`Lengths` of its rows. Lengths are known on the host as well, so that shapes follow without waiting for a GPU.
+Rows of different length are concatenated, never padded: the boxes of a batch are one `(K, 4)` tensor beside the
+`Lengths` of its rows. Lengths are also known on the host, so shapes do not need a device synchronization.
 
-Letters: B images, K boxes of all images, Q text sequences (VCR has one per answer choice), T tokens of all
-sequences, H x W picture padded_size, M instance-mask side, F width of a precomputed region feature.
+Shapes: B images, K boxes of all images, Q text sequences (VCR has one per choice), T tokens of all sequences, H x W
+padded image size, M instance mask side, F width of a precomputed region feature.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing_extensions import Self
 
 
 class Record:
-    """A dataclass of tensors and other records that moves between devices as a whole."""
+    """A dataclass of tensors and records that can be moved between devices."""
 
     def _map(self, name: str, *args: Any, **kwargs: Any) -> Self:
         changes = {}
@@ -33,11 +33,11 @@ class Record:
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
-        """Copies every tensor to `device`; copies from pinned memory do not block."""
+        """Copies every tensor to `device`. Copies from pinned memory are asynchronous."""
         return self._map("to", device, non_blocking=non_blocking)
 
     def pin_memory(self) -> Self:
-        """Moves every tensor to page-locked memory (called by the data loader)."""
+        """Pins every tensor (called by the data loader)."""
         return self._map("pin_memory")
 
 
@@ -55,7 +55,6 @@ class Lengths(Record):
 
     @classmethod
     def of(cls, sizes: list[int] | tuple[int, ...], device: torch.device | str = "cpu") -> Lengths:
-        """Lengths from host numbers."""
         return cls(tuple(sizes), torch.tensor(sizes, dtype=torch.int64, device=device))
 
     def __len__(self) -> int:
@@ -63,12 +62,11 @@ class Lengths(Record):
 
     @property
     def total(self) -> int:
-        """Sum of all lengths."""
         return sum(self.sizes)
 
     @property
     def longest(self) -> int:
-        """Largest length, 0 without rows."""
+        """Maximum length; 0 without rows."""
         return max(self.sizes, default=0)
 
     @property
@@ -82,26 +80,26 @@ class Lengths(Record):
         return torch.repeat_interleave(index, self.tensor, output_size=self.total)
 
     def positions(self) -> Tensor:
-        """(total,) int64: place of every item in its row."""
+        """(total,) int64: position of every item in its row."""
         index = torch.arange(self.total, device=self.tensor.device)
         return index - self.starts[self.rows()]
 
     def split(self, values: Tensor) -> list[Tensor]:
-        """Cuts a ragged tensor (total, ...) into its rows."""
+        """Splits a ragged tensor (total, ...) into its rows."""
         return list(torch.split(values, list(self.sizes)))
 
     def repeat(self, rows: Lengths) -> Lengths:
-        """Repeats row i `rows.sizes[i]` times: the lengths of boxes as every text sequence sees them."""
+        """Repeats row i `rows.sizes[i]` times: from boxes per image to boxes per text sequence."""
         sizes = tuple(size for size, times in zip(self.sizes, rows.sizes, strict=True) for _ in range(times))
         return Lengths(sizes, self.tensor[rows.rows()])
 
 
 @dataclass(frozen=True)
 class Ragged(Record):
-    """Rows of their own lengths, end to end.
+    """A ragged tensor with its own lengths.
 
     Attributes:
-        lengths: of the B rows.
+        lengths: lengths of the B rows.
         values: (N, ...).
     """
 
@@ -110,37 +108,37 @@ class Ragged(Record):
 
 
 def ragged() -> Any:
-    """Declares a batch field whose rows are joined end to end: (n_i, ...) per sample, (sum n_i, ...) per batch."""
+    """Declares a batch field that is concatenated: (n_i, ...) per sample, (sum n_i, ...) per batch."""
     return field(default=None, metadata={"collate": "ragged"})
 
 
 def counted() -> Any:
-    """Declares a `ragged` field whose lengths no other field has: a `Ragged` per batch."""
+    """Declares a concatenated field with lengths of its own: a `Ragged` per batch."""
     return field(default=None, metadata={"collate": "counted"})
 
 
 def index_into(rows: Literal["boxes", "text"]) -> Any:
-    """Declares a `counted` field of places: those of a sample, (m_i,) int64, become those in the batch.
+    """Declares a `counted` field of indices: (m_i,) int64 indices within a sample become indices within the batch.
 
     Args:
-        rows: what they are places of: the boxes, or the tokens of the only text of a sample.
+        rows: what they index: the boxes, or the tokens of the only text of a sample.
     """
     return field(default=None, metadata={"collate": "index", "into": rows})
 
 
 def stacked() -> Any:
-    """Declares a batch field with one equal-shaped tensor per sample: (...) per sample, (B, ...) per batch."""
+    """Declares a batch field that is stacked: (...) per sample, (B, ...) per batch."""
     return field(default=None, metadata={"collate": "stacked"})
 
 
 @dataclass(frozen=True)
 class TextSequence:
-    """One text sequence as the model reads it, special tokens included, [END] excluded.
+    """A text sequence as the model reads it, with special tokens except [END].
 
     Attributes:
         ids: (t,) int64 word-piece ids.
         types: (t,) int64 segment ids, 0 or 1.
-        tags: (t,) int64 row of the box whose visual feature the token carries; 0 is the whole image.
+        tags: (t,) int64 index of the box whose visual feature the token gets; 0 is the whole image.
     """
 
     ids: NDArray[np.int64]
@@ -149,7 +147,7 @@ class TextSequence:
 
     @classmethod
     def plain(cls, ids: Sequence[int]) -> TextSequence:
-        """Tokens of one segment that look at the whole image."""
+        """Returns a sequence of one segment whose tokens get the feature of the whole image."""
         numbers = np.array(ids, dtype=np.int64)
         return cls(numbers, np.zeros_like(numbers), np.zeros_like(numbers))
 
@@ -159,14 +157,14 @@ class TextSequence:
 
 @dataclass(frozen=True)
 class Text(Record):
-    """All text sequences of a batch, end to end.
+    """All text sequences of a batch, concatenated.
 
     Attributes:
-        per_image: how many sequences belong to each image (lengths of B rows, Q in all).
-        lengths: tokens of each sequence (Q rows, T in all).
+        per_image: number of sequences of each image (B rows, Q in all).
+        lengths: number of tokens of each sequence (Q rows, T in all).
         ids: (T,) int64.
         types: (T,) int64.
-        tags: (T,) int64, local to the image's boxes.
+        tags: (T,) int64, indices among the boxes of the image.
     """
 
     per_image: Lengths
@@ -178,17 +176,17 @@ class Text(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One item of a dataset. Tasks subclass it with their labels.
+    """One item of a dataset. Tasks add labels in subclasses.
 
     Attributes:
-        index: position in the dataset.
-        record_id: the id by which users know the record.
-        image: (3, h, w) uint8, channels B, G, R; None when features are precomputed.
-        padded_size: (H, W), the least size that the picture is padded to.
-        im_info: (4,) float32: resized width and height, and their ratios to the original ones.
-        boxes: (n, 4) float32 x1, y1, x2, y2 in resized pixels; row 0 is the whole image where the task adds it.
+        index: index in the dataset.
+        record_id: id by which users know the record.
+        image: (3, h, w) uint8, channels B, G, R; None if features are precomputed.
+        padded_size: (H, W), minimum size that the image is padded to.
+        im_info: (4,) float32 resized width and height, and their ratios to the original ones.
+        boxes: (n, 4) float32 x1, y1, x2, y2 in resized pixels; box 0 is the whole image if the task adds it.
         texts: the text sequences of this item.
-        box_classes: (n,) int64 category 0..80.
+        box_classes: (n,) int64 class 0..80.
         box_masks: (n, M, M) bool instance masks inside the boxes.
         box_features: (n, F) float32 precomputed features.
     """
@@ -207,17 +205,17 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch(Record):
-    """Several samples, ragged; those that are text alone, without a box, stand behind those with a picture.
+    """Several samples, ragged. Samples without image and boxes (text only) come last.
 
-    Tasks subclass it with their labels, declared `ragged()`, `stacked()`, `counted()` or `index_into()`.
+    Tasks add labels in subclasses, declared with `ragged()`, `stacked()`, `counted()` or `index_into()`.
 
     Attributes:
-        record_ids: the id of every sample.
+        record_ids: id of every sample.
         index: (B,) int64 dataset indices.
-        images: (P, 3, H, W) uint8 B, G, R, zero beyond the picture; or float, then already normalised; or None. P
-            is B less the samples that are text alone.
+        images: (P, 3, H, W) uint8 B, G, R, zero-padded; or float, already normalized; or None. P is B minus the
+            text-only samples.
         im_info: (B, 4) float32, see `Sample`.
-        num_boxes: boxes of each image (B rows, K in all).
+        num_boxes: number of boxes of each image (B rows, K in all).
         boxes: (K, 4) float32.
         text: all text sequences.
         box_classes: (K,) int64 or None.
@@ -238,10 +236,9 @@ class Batch(Record):
 
     @property
     def num_samples(self) -> int:
-        """Samples in this batch."""
         return len(self.record_ids)
 
     @property
-    def num_pictures(self) -> int:
-        """P, the samples that are not text alone; they come first."""
+    def num_images(self) -> int:
+        """P, the number of samples with an image."""
         return sum(size > 0 for size in self.num_boxes.sizes)

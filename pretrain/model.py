@@ -85,7 +85,7 @@ class MaskedVLBERT(VisualLinguisticModel):
     def region_features(self, batch: Batch) -> RegionFeatures | None:
         """Features of every box, the hidden ones replaced; None for texts alone."""
         assert self.image_feature_extractor is not None
-        if not batch.num_pictures:
+        if not batch.num_images:
             return None
         if not isinstance(batch, PretrainBatch):
             return super().region_features(batch)
@@ -149,7 +149,7 @@ class ResNetVLBERTForPretraining(MaskedVLBERT):
         return PretrainOutputs(
             relationship_logits=None
             if bert.relationsip_head is None
-            else bert.relationsip_head(bert.pool(encoded)[: batch.num_pictures]),
+            else bert.relationsip_head(bert.pool(encoded)[: batch.num_images]),
             word_logits=None if bert.mlm_head is None else bert.mlm_head(words, bert.word_embeddings.weight),
             region_logits=None if bert.mvrc_head is None else bert.mvrc_head(regions),
         )

@@ -115,7 +115,7 @@ class PretrainTask(Task[PretrainConfig, PretrainBatch, PretrainOutputs]):
         if not self.config.multitask:
             yield LabelledWords("", logits, labels, lengths)
             return
-        pictures = batch.num_pictures
+        pictures = batch.num_images
         first, rest = (
             Lengths(lengths.sizes[part], lengths.tensor[part])
             for part in (slice(pictures), slice(pictures, None))
@@ -125,7 +125,7 @@ class PretrainTask(Task[PretrainConfig, PretrainBatch, PretrainOutputs]):
 
     def label_counts(self, batch: PretrainBatch) -> dict[str, Tensor | int]:
         """The captions, the words and regions to restore, or the samples that have such."""
-        network, pictures = self.config.NETWORK, batch.num_pictures
+        network, pictures = self.config.NETWORK, batch.num_images
         sizes, first = batch.masked_token_index.lengths.sizes, network.MLM_LOSS_NORM_IN_BATCH_FIRST
         words = [min(size, 1) if first else size for size in sizes]
         regions = is_distribution(batch.region_labels).long()

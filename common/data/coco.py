@@ -1,4 +1,4 @@
-"""COCO: its object classes, as VCR's detector names them (data spec 3.4), and its annotation files."""
+"""COCO: object classes, in the spelling of VCR's detector, and annotation files."""
 
 from __future__ import annotations
 
@@ -23,17 +23,15 @@ CLASS_NAMES = tuple(
     cellphone microwave oven toaster sink refrigerator book clock vase scissors teddybear hairdrier toothbrush
     """.split()  # noqa: SIM905  # readable as a text
 )
-"""Name of class 0 (background) to 80."""
+"""Names of classes 0 (background) to 80."""
 
 CLASS_INDEX = {name: index for index, name in enumerate(CLASS_NAMES)}
-"""Class of each name."""
-
-# COCO numbers 91 categories, of which it annotates 80.
+# COCO has 91 categories, 80 of which are annotated.
 _UNUSED_CATEGORIES = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 CLASS_OF_CATEGORY = {
     category: index for index, category in enumerate(sorted(set(range(1, 91)) - _UNUSED_CATEGORIES), start=1)
 }
-"""Class 1 to 80 of each category number that COCO itself uses, 1 to 90."""
+"""Class 1 to 80 of each COCO category id, 1 to 90."""
 
 Id = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Side = Annotated[int, Field(gt=0)]
@@ -87,14 +85,14 @@ class _DetectionFile(RootModel[list[_Detection]]):
 
 
 class BoxTable:
-    """Boxes by image, each image's in file order, as two arrays.
+    """Boxes by image, in two arrays; the boxes of an image are in file order.
 
     Args:
         image_ids: image of every box.
         boxes: x, y, width and height of every box.
 
     Attributes:
-        order: (N,) place in the file of every row of the table.
+        order: (N,) index in the file of every row of the table.
         owners: (N,) image of every row, ascending.
     """
 
@@ -106,16 +104,15 @@ class BoxTable:
 
     @classmethod
     def of_detections(cls, path: str) -> BoxTable:
-        """Reads a detector's json list of `image_id` and `box` (data spec 1.5).
+        """Reads a json list of detections with `image_id` and `box`.
 
         Raises:
-            DataError: the file is missing or a record of it is wrong.
+            DataError: the file is missing or a record is invalid.
         """
         found = parse_model(_DetectionFile, Store().read(path), path).root
         return cls([one["image_id"] for one in found], [one["box"] for one in found])
 
     def rows(self, image_id: int) -> slice:
-        """Returns the rows of an image."""
         return slice(*np.searchsorted(self.owners, (image_id, image_id + 1)).tolist())
 
     def boxes(self, image_id: int) -> NDArray[np.float64]:
@@ -124,7 +121,7 @@ class BoxTable:
 
 
 class _Ids:
-    """Places of unique ids."""
+    """Maps unique ids to indices."""
 
     def __init__(self, ids: Sequence[int], kind: str, path: str) -> None:
         self._kind, self._path = kind, path
@@ -143,15 +140,15 @@ class _Ids:
 
 
 class CocoIndex:
-    """Sizes of images and boxes of objects from a file in COCO's layout, as a few arrays.
+    """Image sizes and object boxes of a COCO annotation file, in a few arrays.
 
-    Loader workers share them as they are: no Python object is kept per record.
+    No Python object is kept per record, so that loader workers share the memory.
 
     Args:
         path: json file, plain or in an archive. A file without `annotations` has no boxes.
 
     Raises:
-        DataError: the file is missing, a record of it is wrong, or an id stands twice.
+        DataError: the file is missing, a record is invalid, or an id is duplicated.
     """
 
     def __init__(self, path: str) -> None:
@@ -174,10 +171,10 @@ class CocoIndex:
         return np.unique(self._table.owners)
 
     def file_name(self, image_id: int) -> str:
-        """Returns the name of the file of an image; empty where the index does not tell.
+        """Returns the file name of an image; empty if unknown.
 
         Raises:
-            DataError: the file does not know the image.
+            DataError: the image is not in the file.
         """
         return str(self._file_names[self._images.place(image_id)])
 
@@ -185,13 +182,13 @@ class CocoIndex:
         """Returns width and height of an image.
 
         Raises:
-            DataError: the file does not know the image.
+            DataError: the image is not in the file.
         """
         width, height = self._sizes[self._images.place(image_id)].tolist()
         return width, height
 
     def boxes(self, image_id: int) -> NDArray[np.float64]:
-        """Returns the (n, 4) boxes x, y, width, height of an image in file order, crowds included."""
+        """Returns (n, 4) boxes x, y, width, height of an image in file order, crowds included."""
         return self._table.boxes(image_id)
 
     def annotation_ids(self, image_id: int) -> NDArray[np.int64]:
@@ -203,7 +200,7 @@ class CocoIndex:
         return self._categories[self._table.rows(image_id)]
 
     def classes(self, image_id: int) -> NDArray[np.int64]:
-        """Returns the (n,) classes of the boxes of an image: the place of the category in the file, from 1.
+        """Returns the (n,) classes of the boxes of an image: the position of the category in the file, from 1.
 
         Raises:
             DataError: the file does not list a category, or lists more than there are classes.
@@ -217,20 +214,20 @@ class CocoIndex:
         return np.array(places, dtype=np.int64) + 1
 
     def box(self, annotation_id: int) -> NDArray[np.float64]:
-        """Returns the (4,) box x, y, width, height of one annotation.
+        """Returns the (4,) box x, y, width, height of an annotation.
 
         Raises:
-            DataError: the file does not know the annotation.
+            DataError: the annotation is not in the file.
         """
         found: NDArray[np.float64] = self._all_boxes[self._annotations.place(annotation_id)]
         return found
 
 
 def first_captions(path: str) -> dict[int, str]:
-    """Reads the first caption of every image from a caption file in COCO's layout (data spec 1.7).
+    """Reads the first caption of every image from a COCO caption file.
 
     Raises:
-        DataError: the file is missing, or a record of it is wrong.
+        DataError: the file is missing, or a record is invalid.
     """
     captions: dict[int, str] = {}
     for one in parse_model(_CaptionFile, Store().read(path), path).annotations:

@@ -1,4 +1,4 @@
-"""Joins samples to a batch, as the fields of the batch class declare it."""
+"""Collates samples to batches and microbatches."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ BatchT = TypeVar("BatchT", bound=Batch)
 
 
 def collate(samples: Sequence[Sample], batch_type: type[BatchT]) -> BatchT:
-    """Joins samples to a batch.
+    """Collates samples to a batch.
 
-    Every field of `batch_type` that declares how it is joined is read from the samples' attribute of the same name;
-    it is None in the batch when it is None in all samples.
+    The fields of `batch_type` declare how they are collated (`ragged`, `stacked`, ...). A field is None in the batch
+    if it is None in all samples.
 
     Args:
-        samples: at least one; those without a picture, if any, come last.
-        batch_type: the batch class of their dataset.
+        samples: at least one; samples without an image come last.
+        batch_type: batch class of the dataset.
     """
     num_boxes = Lengths.of([len(sample.boxes) for sample in samples])
     text = _join_texts(samples)
@@ -36,7 +36,7 @@ def collate(samples: Sequence[Sample], batch_type: type[BatchT]) -> BatchT:
         if "collate" in item.metadata:
             values = [getattr(sample, item.name) for sample in samples]
             absent = [value is None for value in values]
-            assert all(absent) or not any(absent), f"{item.name} is set in a part of the samples only"
+            assert all(absent) or not any(absent), f"{item.name} is set in only some of the samples"
             rows = {"boxes": num_boxes, "text": text.lengths}.get(item.metadata.get("into", ""))
             fields[item.name] = None if any(absent) else _join(item.metadata["collate"], values, rows)
     return batch_type(
@@ -63,11 +63,13 @@ def _join(kind: str, values: Sequence[Tensor], rows: Lengths | None) -> Tensor |
 
 
 def _join_images(samples: Sequence[Sample]) -> Tensor | None:
-    """Copies each picture once, into the top left corner of the smallest padded_size that holds all."""
+    """Copies the images into the top left corners of a zero tensor that holds all of them."""
     pictures = [sample.image for sample in samples if sample.image is not None]
     if not pictures:
         return None
-    assert all(sample.image is not None for sample in samples[: len(pictures)]), "texts alone come last"
+    assert all(sample.image is not None for sample in samples[: len(pictures)]), (
+        "samples without an image come last"
+    )
     padded_sizes = [sample.padded_size for sample in samples[: len(pictures)]]
     height, width = (max(sides) for sides in zip(*padded_sizes, strict=True))
     images = pictures[0].new_zeros(len(pictures), 3, height, width)
@@ -91,65 +93,62 @@ def _join_column(texts: Sequence[TextSequence], name: str) -> Tensor:
     return torch.from_numpy(np.concatenate([getattr(text, name) for text in texts], dtype=np.int64))
 
 
-class Size(NamedTuple):
-    """How much of a model's memory samples ask for.
+class MicrobatchSize(NamedTuple):
+    """MicrobatchSize of a microbatch.
 
     Attributes:
-        places: of their sequences: the text, for each text all regions, and [END].
-        boxes: of their pictures.
+        num_tokens: positions of all sequences; each has the text, all regions and [END].
+        num_regions: boxes of all images.
     """
 
-    places: int
-    boxes: int
+    num_tokens: int
+    num_regions: int
 
     @classmethod
-    def of(cls, sample: Sample) -> Size:
-        """The size of one sample."""
+    def of(cls, sample: Sample) -> MicrobatchSize:
         boxes = len(sample.boxes)
         return cls(sum(len(text) + boxes + 1 for text in sample.texts), boxes)
 
-    def plus(self, other: Size) -> Size:
-        """The size of both together."""
-        return Size(self.places + other.places, self.boxes + other.boxes)
+    def plus(self, other: MicrobatchSize) -> MicrobatchSize:
+        return MicrobatchSize(self.num_tokens + other.num_tokens, self.num_regions + other.num_regions)
 
 
-class Limits(NamedTuple):
-    """What may go through a model at once; 0 sets no limit.
+class MicrobatchLimits(NamedTuple):
+    """Maximum size of a microbatch; 0 is no limit.
 
     Attributes:
-        places: `TRAIN.MAX_TOKENS`.
-        boxes: `TRAIN.MAX_REGIONS`.
+        num_tokens: `TRAIN.MAX_TOKENS`.
+        num_regions: `TRAIN.MAX_REGIONS`.
     """
 
-    places: int = 0
-    boxes: int = 0
+    num_tokens: int = 0
+    num_regions: int = 0
 
-    def fits(self, size: Size) -> bool:
-        """Tells whether so much may go through at once."""
+    def fits(self, size: MicrobatchSize) -> bool:
         return all(value <= limit or not limit for value, limit in zip(size, self, strict=True))
 
 
-NO_LIMITS = Limits()
+NO_LIMITS = MicrobatchLimits()
 
 
-def split(samples: Sequence[Sample], limits: Limits) -> list[list[Sample]]:
-    """Cuts samples into parts within the limits, in their order; a sample above a limit is a part of its own."""
-    parts: list[list[Sample]] = []
-    total = Size(0, 0)
+def split_into_microbatches(samples: Sequence[Sample], limits: MicrobatchLimits) -> list[list[Sample]]:
+    """Splits samples into microbatches, in order. A sample above a limit becomes a microbatch of its own."""
+    microbatches: list[list[Sample]] = []
+    total = MicrobatchSize(0, 0)
     for sample in samples:
-        size = Size.of(sample)
+        size = MicrobatchSize.of(sample)
         together = total.plus(size)
-        if parts and limits.fits(together):
-            parts[-1].append(sample)
+        if microbatches and limits.fits(together):
+            microbatches[-1].append(sample)
             total = together
         else:
-            parts.append([sample])
+            microbatches.append([sample])
             total = size
-    return parts
+    return microbatches
 
 
 def pad_to_common_size(samples: Sequence[Sample]) -> list[Sample]:
-    """Gives all pictures the padded_size that holds each, as what surrounds a picture reaches its features."""
+    """Pads all images to the same size, because padding reaches the features of an image through convolutions."""
     padded_sizes = [sample.padded_size for sample in samples if sample.image is not None]
     if not padded_sizes:
         return list(samples)
@@ -161,32 +160,31 @@ def pad_to_common_size(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def collate_microbatches(
-    samples: Sequence[Sample], batch_type: type[BatchT], limits: Limits
+    samples: Sequence[Sample], batch_type: type[BatchT], limits: MicrobatchLimits
 ) -> tuple[BatchT, ...]:
-    """Joins samples to a batch in as many parts as the limits ask for; together they compute what the whole would.
+    """Collates samples to one or more microbatches within the limits.
 
-    The part with the first sample comes last. It always has a picture, and several processes wait in the last
-    part for the gradient of every parameter.
+    Together they compute what the whole batch would. The microbatch with the first sample comes last: it always has an
+    image, and in the last backward pass of a step DDP waits for the gradient of every parameter.
     """
-    parts = split(pad_to_common_size(samples), limits)
-    return tuple(collate(part, batch_type) for part in reversed(parts))
+    microbatches = split_into_microbatches(pad_to_common_size(samples), limits)
+    return tuple(collate(microbatch, batch_type) for microbatch in reversed(microbatches))
 
 
 class MicrobatchCollator(Generic[BatchT]):
-    """What a loader's worker calls to join samples; one call without limits returns a batch, else its parts.
+    """`collate_fn` of a data loader. Returns a batch without limits, otherwise a tuple of microbatches.
 
     Args:
         batch_type: class of the batches.
-        limits: of a part. The first sample above them is a warning of each worker.
+        limits: maximum size of a microbatch. Each worker warns about the first sample above it.
     """
 
-    def __init__(self, batch_type: type[BatchT], limits: Limits = NO_LIMITS) -> None:
+    def __init__(self, batch_type: type[BatchT], limits: MicrobatchLimits = NO_LIMITS) -> None:
         self._batch_type = batch_type
         self._limits = limits
         self._warned = False
 
     def __call__(self, samples: Sequence[Sample] | UserError) -> BatchT | tuple[BatchT, ...] | UserError:
-        """Joins what could be read; passes an error on."""
         if isinstance(samples, UserError):
             return samples
         if self._limits == NO_LIMITS:
@@ -197,12 +195,12 @@ class MicrobatchCollator(Generic[BatchT]):
 
     def _warn(self, samples: Sequence[Sample]) -> None:
         for sample in samples:
-            size = Size.of(sample)
+            size = MicrobatchSize.of(sample)
             if not self._limits.fits(size):
                 self._warned = True
                 logger.warning(
-                    "record %s: %d tokens and regions in its sequences, %d boxes, above TRAIN.MAX_TOKENS %d or "
-                    "TRAIN.MAX_REGIONS %d: it goes through the model alone (further records are not named)",
+                    "record %s: %d tokens, %d regions, above TRAIN.MAX_TOKENS %d or TRAIN.MAX_REGIONS %d: it becomes a "
+                    "microbatch of its own (further records are not reported)",
                     sample.record_id,
                     *size,
                     *self._limits,

@@ -1,4 +1,4 @@
-"""What every dataset shares: items by (epoch, index), their generator, and what happens to bad records."""
+"""Base of all datasets: access by (epoch, index), random generators, and the handling of bad records."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ SampleT = TypeVar("SampleT", bound=Sample)
 OnBadData = Literal["raise", "skip"]
 
 MAX_BAD_FRACTION = 0.01
-# The share of bad records is first judged after this many reads (or a whole pass over a smaller dataset).
+# Minimum number of reads before the fraction of bad records is checked (or one pass over a smaller dataset).
 MIN_READS = 1000
 
 
 class VisualLinguisticDataset(Dataset[SampleT], ABC, Generic[SampleT]):
-    """A map from `ItemKey` to `Sample`; subclasses read one record.
+    """Maps `ItemKey` to `Sample`. Subclasses read one record.
 
     Args:
-        seed: RNG_SEED; all randomness of an item follows from it, the epoch and the index.
-        on_bad_data: `raise` stops at the first record that cannot be used. `skip` takes the next good record
-            in its place, with one warning per record, and stops when more than 1 % of the records that this
-            process (each loader worker is one) has read were bad.
+        seed: RNG_SEED. All randomness of an item is a function of seed, epoch and index.
+        on_bad_data: `raise` stops at the first invalid record. `skip` replaces it by the next valid one, with one
+            warning per record, and stops when more than 1 % of the records that this process (each loader worker is
+            one) has read were invalid.
 
     Attributes:
-        batch_type: the batch class that samples of this dataset are joined to.
+        batch_type: batch class of the samples.
     """
 
     batch_type: ClassVar[type[Batch]] = Batch
@@ -56,25 +56,25 @@ class VisualLinguisticDataset(Dataset[SampleT], ABC, Generic[SampleT]):
 
     @abstractmethod
     def load(self, index: int, rng: random.Random) -> SampleT:
-        """Reads one item; random decisions come from `rng` alone.
+        """Reads one item. All random decisions use `rng`.
 
         Raises:
-            DataError: the record or one of its files cannot be used.
+            DataError: the record or one of its files is invalid.
         """
 
     def described(self, index: int) -> tuple[str, Sequence[str]]:
-        """Returns the path of the picture of an item, and what its regions are; both may be unknown."""
+        """Returns the image path of an item and the class names of its regions; empty if unknown."""
         return "", ()
 
     def groups(self) -> Sequence[int] | None:
-        """Returns the aspect group of every item (0 = width >= height), None where sizes are unknown."""
+        """Returns the aspect group of every item (0 if width >= height), or None if sizes are unknown."""
         return None
 
     def __getitem__(self, key: ItemKey) -> SampleT:
-        """Reads an item, or under the `skip` policy the next one that can be read.
+        """Reads an item; under the `skip` policy the next valid one.
 
         Raises:
-            DataError: with dataset, index and record id in the message.
+            DataError: names dataset, index and record id.
         """
         index = key.index
         while True:
@@ -101,4 +101,4 @@ class VisualLinguisticDataset(Dataset[SampleT], ABC, Generic[SampleT]):
             )
         if index not in self._reported:
             self._reported.add(index)
-            logger.warning("%s; the next good record takes its place (DATASET.ON_BAD_DATA: skip)", message)
+            logger.warning("%s; using the next valid record instead (DATASET.ON_BAD_DATA: skip)", message)

@@ -1,4 +1,7 @@
-"""A picture on its way from a file to the network: read, resized, mirrored."""
+"""Reading, resizing and flipping images and boxes.
+
+Images stay uint8. The mean is subtracted on the device, which gives the same values.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,13 @@ from common.errors import DataError
 
 
 class PreparedImage(NamedTuple):
-    """A picture as the network sees it.
+    """An image as the model reads it.
 
     Attributes:
-        pixels: (3, h, w) uint8, channels B, G, R; None where nothing looks at them.
-        im_info: (4,) float32: width and height after resizing, and their ratios to the original ones.
-        original: width and height before resizing, in pixels.
-        size: width and height after it.
+        pixels: (3, h, w) uint8, channels B, G, R; None if the model does not read pixels.
+        im_info: (4,) float32 resized width and height, and their ratios to the original ones.
+        original: original width and height in pixels.
+        size: resized width and height.
     """
 
     pixels: Tensor | None
@@ -34,7 +37,7 @@ class PreparedImage(NamedTuple):
 
     @property
     def whole(self) -> tuple[int, int, int, int]:
-        """The box around the whole picture, in original pixels."""
+        """Box of the whole image, in original pixels."""
         return 0, 0, self.original[0] - 1, self.original[1] - 1
 
 
@@ -47,15 +50,15 @@ def read_image(
     decode: bool = True,
     original: tuple[int, int] | None = None,
 ) -> PreparedImage:
-    """Reads and places a picture.
+    """Reads and resizes an image.
 
     Args:
         store: reads the file.
-        path: plain, or in an archive.
-        scales: length of the short side, and limit of the long one.
-        flipped: whether left becomes right.
-        decode: whether anything looks at the pixels.
-        original: width and height that boxes refer to, where an annotation tells them; else the file's.
+        path: path of the image, plain or in an archive.
+        scales: short side, and maximum of the long side.
+        flipped: whether to flip the image horizontally.
+        decode: whether pixels are needed.
+        original: width and height that boxes refer to, if an annotation has them; by default those of the file.
     """
     image = store.image(path) if decode else None
     if original is None:
@@ -66,13 +69,13 @@ def read_image(
 def prepare_image(
     image: Image.Image | None, original: tuple[int, int], scales: Sequence[int], *, flipped: bool = False
 ) -> PreparedImage:
-    """Resizes a picture.
+    """Resizes an image.
 
     Args:
-        image: RGB; None where nothing looks at its pixels.
+        image: RGB; None if pixels are not needed.
         original: width and height that boxes refer to.
-        scales: length of the short side, and limit of the long one.
-        flipped: whether left becomes right.
+        scales: short side, and maximum of the long side.
+        flipped: whether to flip the image horizontally.
     """
     size = target_size(*original, scales)
     pixels = image_to_tensor(image, size, flipped=flipped) if image else None
@@ -80,12 +83,12 @@ def prepare_image(
 
 
 def target_size(width: int, height: int, scales: Sequence[int]) -> tuple[int, int]:
-    """Returns width and height after resizing; no side falls below 1.
+    """Returns width and height after resizing. No side is smaller than 1.
 
     Args:
-        width: of the original picture.
-        height: of the original picture.
-        scales: length of the short side, and limit of the long side.
+        width: original width.
+        height: original height.
+        scales: short side, and maximum of the long side.
     """
     short, longest = scales
     least, most = min(width, height), max(width, height)
@@ -97,24 +100,24 @@ def target_size(width: int, height: int, scales: Sequence[int]) -> tuple[int, in
 
 
 def size_info(original: tuple[int, int], resized: tuple[int, int]) -> Tensor:
-    """Returns (4,) float32: resized width and height, and their ratios to the original ones."""
+    """Returns `im_info`: (4,) float32 resized width and height, and their ratios to the original ones."""
     ratios = (new / old for new, old in zip(resized, original, strict=True))
     return torch.tensor([*resized, *ratios], dtype=torch.float32)
 
 
 def vcr_padded_size(width: int, height: int, scales: Sequence[int]) -> tuple[int, int]:
-    """Returns height and width of the padded_size that holds every picture of this orientation after resizing."""
+    """Returns height and width that hold every resized image of this orientation."""
     short, longest = scales
     return (short, longest) if height <= width else (longest, short)
 
 
 def image_to_tensor(image: Image.Image, size: tuple[int, int], *, flipped: bool = False) -> Tensor:
-    """Resizes a picture (bilinear with area support) and mirrors it if asked.
+    """Resizes an image (bilinear with antialiasing) and flips it on request.
 
     Args:
         image: RGB.
         size: width and height.
-        flipped: whether left becomes right.
+        flipped: whether to flip the image horizontally.
 
     Returns:
         (3, height, width) uint8, channels B, G, R.
@@ -125,23 +128,23 @@ def image_to_tensor(image: Image.Image, size: tuple[int, int], *, flipped: bool 
 
 
 def scale_boxes(boxes: Tensor, im_info: Tensor) -> Tensor:
-    """Takes (n, 4) float32 boxes from original to resized pixels."""
+    """Scales (n, 4) float32 boxes from original to resized pixels."""
     return boxes * im_info[2:4].repeat(2)
 
 
 def flip_boxes(boxes: Tensor, width: float) -> Tensor:
-    """Mirrors (n, 4) boxes in a picture of that width."""
+    """Flips (n, 4) boxes horizontally in an image of this width."""
     x1, y1, x2, y2 = boxes.unbind(1)
     return torch.stack((width - 1 - x2, y1, width - 1 - x1, y2), dim=1)
 
 
 def clip_boxes(boxes: Tensor, width: float, height: float) -> Tensor:
-    """Clamps (n, 4) boxes to the pixels of a picture."""
+    """Clips (n, 4) boxes to the pixels of an image."""
     return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width - 1, height - 1]).repeat(2))
 
 
 def resize_boxes(boxes: Tensor, im_info: Tensor, *, flipped: bool) -> Tensor:
-    """Takes (n, 4) original boxes to the resized, possibly mirrored picture and clamps them."""
+    """Scales, flips and clips (n, 4) boxes from original pixels to the resized image."""
     width, height = im_info[0].item(), im_info[1].item()
     boxes = scale_boxes(boxes, im_info)
     return clip_boxes(flip_boxes(boxes, width) if flipped else boxes, width, height)
@@ -151,45 +154,45 @@ ImageSource: TypeAlias = str | Path | Image.Image | NDArray[np.uint8]
 
 
 def open_image(source: ImageSource) -> Image.Image:
-    """Returns a picture as RGB, completely decoded.
+    """Opens an image of a user as decoded RGB.
 
-    It is upright as its EXIF data say. Of an animation it is the first frame. What is transparent becomes white, and
-    grey values of 16 bits are scaled to 8.
+    The EXIF orientation is applied. Animations give their first frame, transparent pixels become white, and 16-bit gray
+    values are scaled to 8 bits.
 
     Args:
-        source: a file, plain or in an archive (`x.zip@/inner`); a picture; or a uint8 array (h, w), (h, w, 3) of
-            R, G, B or (h, w, 4) of R, G, B and opacity.
+        source: a file, plain or in an archive (`x.zip@/inner`); a Pillow image; or a uint8 array (h, w), (h, w, 3) RGB
+            or (h, w, 4) RGBA.
 
     Raises:
-        DataError: the file is missing or not a readable picture, the picture has too many pixels or none, or the
-            array has another shape or type; or the source is something else.
+        DataError: the file is missing or not a readable image, the image is too large or empty, or the source has
+            another type or shape.
     """
     if isinstance(source, np.ndarray):
         source = _of_array(source)
     if isinstance(source, Image.Image):
-        name = getattr(source, "filename", "") or "the picture"
+        name = getattr(source, "filename", "") or "the image"
         try:
             return upright_rgb(source)
         except (OSError, ValueError) as error:
-            raise DataError(f"{name}: not a readable picture ({error})") from error
+            raise DataError(f"{name}: not a readable image ({error})") from error
     if not isinstance(source, str | Path):
         raise DataError(
-            f"a picture of type {type(source).__name__}; expected a path, a Pillow picture (of bytes: "
+            f"an image of type {type(source).__name__}; expected a path, a Pillow image (for bytes: "
             "Image.open(BytesIO(...))) or a uint8 array (h, w, 3)"
         )
     return Store().picture(str(source), upright_rgb)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Turns and converts a picture, see `open_image`; it may be returned as it is.
+    """Applies the EXIF orientation and converts to RGB, see `open_image`. May return its argument.
 
     Raises:
-        ValueError: it has no pixels, or they are floating-point numbers.
+        ValueError: the image is empty, or has floating-point pixels.
     """
     image.load()
     if 0 in image.size:
         raise ValueError(f"it has {image.width} x {image.height} pixels")
-    # Damaged EXIF data say nothing.
+    # Damaged EXIF data are ignored.
     with contextlib.suppress(Exception):
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
@@ -211,9 +214,9 @@ def _of_array(array: NDArray[np.uint8]) -> Image.Image:
         or (array.ndim == 3 and array.shape[2] not in (3, 4))
     ):
         raise DataError(
-            f"a picture in an array of shape {array.shape} and type {array.dtype}; expected uint8 of shape (h, w), "
+            f"an image array of shape {array.shape} and type {array.dtype}; expected uint8 of shape (h, w), "
             "(h, w, 3) or (h, w, 4)"
         )
     if not array.size:
-        raise DataError(f"a picture in an array of shape {array.shape} has no pixels")
+        raise DataError(f"an image array of shape {array.shape} has no pixels")
     return Image.fromarray(array)

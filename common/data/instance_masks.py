@@ -1,4 +1,4 @@
-"""Polygons of an object to a coarse mask inside its box (data spec 3.5)."""
+"""Coarse instance masks inside the boxes of objects."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ Polygon = Sequence[Sequence[float]]
 def instance_mask(
     polygons: Sequence[Polygon], box: Sequence[float], size: tuple[int, int]
 ) -> NDArray[np.bool_]:
-    """Rasterises the union of polygons.
+    """Rasterizes the union of polygons.
 
-    Points on an edge or vertex count as inside (`skimage.draw.polygon`); the sides of a box count as at least
-    one pixel.
+    Points on an edge or vertex count as inside (`skimage.draw.polygon`). Box sides are at least one pixel.
 
     Args:
         polygons: lists of x, y in pixels; empty for an empty mask.
@@ -44,10 +43,10 @@ def instance_mask(
 
 
 def check_polygons(polygons: Sequence[Sequence[Polygon]], objects: int) -> None:
-    """Checks the polygons of all objects of a picture.
+    """Checks the polygons of all objects of an image.
 
     Raises:
-        DataError: they are not those of so many objects, or a point of them is not two finite numbers.
+        DataError: their number is wrong, or a point is not two finite numbers.
     """
     if not isinstance(polygons, Sequence) or len(polygons) != objects:
         given = f"of {len(polygons)} objects" if isinstance(polygons, Sequence) else type(polygons).__name__

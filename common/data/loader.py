@@ -1,4 +1,4 @@
-"""Batches from worker processes, in the order of their sampler."""
+"""Data loaders with worker processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from common.batch import Batch, Sample
-from common.data.collate import NO_LIMITS, Limits, MicrobatchCollator
+from common.data.collate import NO_LIMITS, MicrobatchCollator, MicrobatchLimits
 from common.data.dataset import VisualLinguisticDataset
 from common.data.samplers import EpochBatches, ItemKey, JointBatches
 from common.errors import DataError, UserError
@@ -24,7 +24,7 @@ BatchT = TypeVar("BatchT", bound=Batch)
 
 
 class _ErrorReturningDataset(Dataset[Any]):
-    """Returns a user's error instead of raising it: torch would bury it in a traceback string."""
+    """Returns a `UserError` instead of raising it: PyTorch would turn it into a traceback string."""
 
     def __init__(self, datasets: Sequence[VisualLinguisticDataset[Any]]) -> None:
         self.datasets = datasets
@@ -37,19 +37,18 @@ class _ErrorReturningDataset(Dataset[Any]):
 
 
 class BatchLoader(DataLoader[BatchT]):
-    """A `DataLoader` whose worker errors arrive as they were raised.
+    """A `DataLoader` that re-raises worker errors with their type.
 
-    It yields batches, or with limits the parts of each batch.
+    Yields batches, or tuples of microbatches if limits are set.
     """
 
     @property
     def datasets(self) -> Sequence[VisualLinguisticDataset[Any]]:
-        """What it reads from."""
         assert isinstance(self.dataset, _ErrorReturningDataset)
         return self.dataset.datasets
 
     def dead_workers(self, seconds: float) -> list[BaseProcess]:
-        """Returns the workers that have ended, after waiting so long for one."""
+        """Returns the workers that have exited, after waiting up to `seconds` for one."""
         workers: list[BaseProcess] = list(getattr(self._iterator, "_workers", ()))
         wait([worker.sentinel for worker in workers], seconds if workers else 0)
         return [worker for worker in workers if worker.exitcode is not None]
@@ -57,20 +56,20 @@ class BatchLoader(DataLoader[BatchT]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # the reference to torch's iterator stays inside
         for batch in super().__iter__():
             if isinstance(batch, UserError):
-                # A new one: raised itself, it and this frame would hold each other, and with them the workers.
+                # Raise a copy: the original keeps a reference cycle that would keep the workers alive.
                 raise type(batch)(*batch.args)
             yield batch
 
 
 @contextmanager
 def worker_crash_context(**loaders: object) -> Iterator[None]:
-    """Says which loader has lost a worker: that may show anywhere, as a torn connection or as torch's own error.
+    """Replaces the error that follows from the death of a worker: it may be a broken connection or an error of PyTorch.
 
     Args:
-        loaders: by the name of their data; only those of class `BatchLoader` have workers.
+        loaders: loaders by the name of their data; only `BatchLoader` has workers.
 
     Raises:
-        DataError: in place of the error that follows from the end of a worker.
+        DataError: a worker has exited.
     """
     try:
         yield
@@ -81,7 +80,7 @@ def worker_crash_context(**loaders: object) -> Iterator[None]:
                 how = signal.Signals(-status).name if status < 0 else f"status {status}"
                 raise DataError(
                     f"a process that reads the {name} data (pid {worker.pid}) ended with {how}; if nobody killed it, "
-                    "the machine has run out of memory: lower NUM_WORKERS_PER_GPU or ask for more memory"
+                    "the machine has run out of memory: lower NUM_WORKERS_PER_GPU or request more memory"
                 ) from error
         raise
 
@@ -93,20 +92,20 @@ def build_loader(
     batch_type: type[BatchT],
     num_workers: int,
     pin_memory: bool,
-    limits: Limits = NO_LIMITS,
+    limits: MicrobatchLimits = NO_LIMITS,
 ) -> BatchLoader[BatchT]:
-    """Builds the loader of a dataset, or of several for joint batches.
+    """Builds the loader of a dataset, or of several datasets with joint batches.
 
-    Workers live as long as the loader. Call `batches.set_epoch` before each iteration; the epoch travels with
-    the keys. The global generator of torch is not touched.
+    Workers live as long as the loader. Call `batches.set_epoch` before each iteration; keys carry the epoch. The global
+    generator of PyTorch is not used.
 
     Args:
-        datasets: items by key, by the source of the key.
-        batches: the batches of this process.
+        datasets: datasets, indexed by the source of a key.
+        batches: batches of this rank.
         batch_type: class of the batches.
         num_workers: worker processes; 0 reads in this process.
-        pin_memory: page-locked batches for copies that do not block; without effect where CUDA is absent.
-        limits: of the parts that each batch then comes in, as a tuple.
+        pin_memory: whether to pin batches for asynchronous copies; ignored without CUDA.
+        limits: maximum size of a microbatch.
     """
     return BatchLoader(
         _ErrorReturningDataset(datasets),
@@ -115,23 +114,23 @@ def build_loader(
         collate_fn=MicrobatchCollator(batch_type, limits),
         pin_memory=pin_memory and torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
-        # Python 3.14 would start them from a server that a signal to the process group ends, and copy the data sets.
+        # The default of Python 3.14, a fork server, dies by a signal to the process group and copies datasets.
         multiprocessing_context="fork" if num_workers > 0 and sys.platform == "linux" else None,
         generator=torch.Generator(),
     )
 
 
 class Loader(Protocol):
-    """The batches of an epoch, or the parts of each: a data loader, or simply a list."""
+    """Yields the batches of an epoch: a data loader or a list."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Any]: ...
 
 
 def batches_of(loader: Loader, epoch: int, start: int = 0) -> Iterable[Any]:
-    """Returns the batches of an epoch from number `start` on.
+    """Returns the batches of an epoch from index `start` on.
 
-    A loader whose `batch_sampler` has `set_epoch` skips without reading; other loaders repeat the same epoch.
+    A `batch_sampler` with `set_epoch` skips batches without reading them. Other loaders repeat the same epoch.
     """
     set_epoch: Callable[[int, int], None] | None = getattr(
         getattr(loader, "batch_sampler", None), "set_epoch", None

@@ -1,8 +1,8 @@
-"""Which items form which batch, on which process: a function of (seed, epoch) alone.
+"""Batch samplers: the batches of every rank as a function of (seed, epoch).
 
-The order of an epoch is fixed globally and then dealt out, so that all processes make equally many steps, and
-a step of R processes with b items each trains on the same items as a step of one process with R * b. It is computed
-piece by piece: a hundred million items cost no memory, and a run resumes anywhere at once.
+The order of an epoch is global. All ranks take equally many steps, and a step of R ranks with b items each uses the
+same items as a step of one rank with R * b items. The order is computed piece by piece, so it needs no memory per
+item, and a run can resume at any batch.
 """
 
 from __future__ import annotations
@@ -20,45 +20,54 @@ ROUNDS = 6
 
 
 class ItemKey(NamedTuple):
-    """What samplers yield and datasets take; the epoch is part of it, as randomness depends on it.
+    """Key of an item. It contains the epoch, since randomness depends on it.
 
     Attributes:
-        epoch: number of the pass over its dataset.
-        index: place in it.
-        source: which of several datasets, 0 for the first or only one.
+        epoch: number of the pass over the dataset.
+        index: index in the dataset.
+        source: index of the dataset, if there are several.
     """
 
     epoch: int
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a key
+    index: int  # type: ignore[assignment]  # shadows tuple.index on purpose
     source: int = 0
 
 
 def item_rng(seed: int, epoch: int, index: int, source: int = 0) -> random.Random:
-    """Returns the generator of one item in one epoch, whatever worker or process reads it."""
+    """Returns the random generator of an item in an epoch, on any worker or rank."""
     return random.Random(f"{seed}/{epoch}/{index}" + (f"/{source}" if source else ""))
 
 
-def permuted(places: NDArray[np.int64], num_items: int, rng: random.Random) -> NDArray[np.int64]:
-    """Returns what stands at some places of a random permutation of 0 .. num_items - 1, int64 as `places`.
+def permutation_entries(
+    positions: NDArray[np.int64], num_items: int, rng: random.Random
+) -> NDArray[np.int64]:
+    """Returns the entries at some positions of a random permutation of 0 .. num_items - 1.
 
-    A Feistel network permutes the next power of four; what falls beyond `num_items` goes through it again.
+    A balanced Feistel network is a bijection on the next power of four. Values outside `num_items` go through it again
+    (cycle walking; Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). So any piece of a permutation of
+    millions of items is computed without storing it.
+
+    Args:
+        positions: (n,) int64.
+        num_items: length of the permutation.
+        rng: draws the round keys.
     """
     half = np.uint64(max(1, ((num_items - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
     keys = np.array([rng.getrandbits(64) for _ in range(ROUNDS)], dtype=np.uint64)
-    values = places.astype(np.uint64)
-    beyond = np.ones(len(values), dtype=bool)
-    while beyond.any():
-        left, right = values[beyond] >> half, values[beyond] & low
+    values = positions.astype(np.uint64)
+    outside = np.ones(len(values), dtype=bool)
+    while outside.any():
+        left, right = values[outside] >> half, values[outside] & low
         for key in keys:
             left, right = right, left ^ (_mixed(right + key) & low)
-        values[beyond] = left << half | right
-        beyond = values >= num_items
+        values[outside] = left << half | right
+        outside = values >= num_items
     return values.astype(np.int64)
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Scrambles 64-bit numbers (the finisher of splitmix64)."""
+    """Mixes 64-bit integers (finalizer of splitmix64)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: NDArray[np.uint64] = values ^ (values >> np.uint64(31))
@@ -66,45 +75,45 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def aspect_groups(widths: Sequence[float], heights: Sequence[float]) -> list[int]:
-    """Returns 0 for pictures at least as wide as high, else 1."""
+    """Returns 0 for images with width >= height, else 1."""
     return [int(width < height) for width, height in zip(widths, heights, strict=True)]
 
 
 def grouped_batches(
     order: NDArray[np.int64], groups: Sequence[int], batch_size: int
 ) -> list[NDArray[np.int64]]:
-    """Cuts an order into batches whose items share a group (data spec 7.3).
+    """Splits an order into batches of one group each.
 
-    Every group keeps its order and ends with a possibly short batch; batches follow the place of their first
-    item.
+    Every group keeps its order and may end with a short batch. Batches are sorted by the position of their first item.
     """
     group_of = np.asarray(groups)[order]
     batches = []
     for group in np.unique(group_of):
-        places = np.flatnonzero(group_of == group)
-        batches += [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
-    batches.sort(key=lambda places: int(places[0]))
-    return [order[places] for places in batches]
+        positions = np.flatnonzero(group_of == group)
+        batches += [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
+    batches.sort(key=lambda positions: int(positions[0]))
+    return [order[positions] for positions in batches]
 
 
 class EpochBatches(Sampler[list[ItemKey]]):
-    """The batches of this process in the current epoch.
+    """Batches of this rank in the current epoch.
 
-    Without groups, step j of all processes together covers a consecutive piece of the global order, and the
-    last piece is split evenly. With groups, batches are cut globally and dealt out in turn.
+    Without groups, batch j of all ranks together covers a consecutive piece of the global order, and the last piece
+    is
+    split evenly. With groups, batches are formed globally and dealt round-robin.
 
     Args:
         num_items: length of the dataset.
-        batch_size: items per batch and process.
-        shuffle: whether each epoch has an order of its own; else dataset order.
+        batch_size: items per batch and rank.
+        shuffle: whether each epoch has its own order; otherwise dataset order.
         seed: RNG_SEED.
-        rank: this process.
-        world_size: number of processes.
-        groups: group of every item, when a batch must not mix groups.
-        pad: repeat items (with groups: batches) of the epoch's begin where a last step has fewer than there are
-            processes, so that all have equally many batches. Off for evaluation: every item exactly once over all
-            processes.
-        source: which of several datasets the items belong to.
+        rank: this rank.
+        world_size: number of ranks.
+        groups: group of every item, if a batch must not mix groups.
+        pad: repeat items (with groups: batches) from the start of the epoch if the last batch has fewer than ranks,
+            so
+            that all ranks have equally many batches. Off for evaluation: every item exactly once over all ranks.
+        source: index of the dataset.
     """
 
     def __init__(
@@ -137,12 +146,12 @@ class EpochBatches(Sampler[list[ItemKey]]):
         self.start_batch = 0
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Selects the epoch that the next iteration walks through, and its first batch (to resume inside)."""
+        """Selects the epoch of the next iteration, and its first batch (to resume inside an epoch)."""
         self.epoch = epoch
         self.start_batch = start_batch
 
     def __len__(self) -> int:
-        """Batches of this process in a whole epoch: equal for all epochs, and for all processes if padded."""
+        """Number of batches of this rank in an epoch: equal for all epochs, and for all ranks if padded."""
         if self.groups is not None:
             sizes = np.unique(np.asarray(self.groups), return_counts=True)[1]
             count = int(np.sum(-(-sizes // self.batch_size)))
@@ -154,25 +163,24 @@ class EpochBatches(Sampler[list[ItemKey]]):
         return self.batches(self.epoch, self.start_batch)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[list[ItemKey]]:
-        """Yields the batches of an epoch from number `start` on."""
+        """Yields the batches of an epoch from index `start` on."""
         pieces = self._pieces(epoch, start) if self.groups is None else self._dealt(epoch, start, self.groups)
         for piece in pieces:
             yield [ItemKey(epoch, index, self.source) for index in piece.tolist()]
 
-    def _order(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """What stands at some places of the global order of an epoch."""
+    def _order(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         if not self.shuffle:
-            return places
-        return permuted(places, self.num_items, item_rng(self.seed, epoch, -1, self.source))
+            return positions
+        return permutation_entries(positions, self.num_items, item_rng(self.seed, epoch, -1, self.source))
 
     def _pieces(self, epoch: int, start: int) -> Iterator[NDArray[np.int64]]:
         total, step = self.num_items, self.batch_size * self.world_size
-        if self.pad and 0 < total % step < self.world_size:  # every process has an item in every step
+        if self.pad and 0 < total % step < self.world_size:  # every rank has an item in every batch
             total += self.world_size - total % step
         for first in range(start * step, total, step):
-            places = np.array_split(np.arange(first, min(first + step, total)), self.world_size)[self.rank]
-            if len(places):
-                yield self._order(epoch, places % self.num_items)
+            positions = np.array_split(np.arange(first, min(first + step, total)), self.world_size)[self.rank]
+            if len(positions):
+                yield self._order(epoch, positions % self.num_items)
 
     def _dealt(self, epoch: int, start: int, groups: Sequence[int]) -> Iterator[NDArray[np.int64]]:
         order = self._order(epoch, np.arange(self.num_items))
@@ -183,14 +191,16 @@ class EpochBatches(Sampler[list[ItemKey]]):
 
 
 class JointBatches(Sampler[list[ItemKey]]):
-    """Joint batches of several datasets (data spec 7.5): the first one defines the epoch.
+    """Joint batches of several datasets. The first one defines the epoch.
 
-    In training the others go round and round beside it, each in epochs of its own. Where they stand is a function
-    of the steps made, so that a resumed run continues all of them. In evaluation (`pad` is off) all are taken
-    once, and a batch may lack parts when one of them is at its end.
+    In training the other datasets repeat in epochs of their own. Their position is a function of the number of
+    batches,
+    so that a resumed run continues all of them. In evaluation (`pad` is off) all are read once, and a batch may lack
+    a
+    dataset that has ended.
 
     Args:
-        parts: the batches of each dataset, for the same process.
+        parts: the batches of each dataset, for the same rank.
     """
 
     def __init__(self, parts: Sequence[EpochBatches]) -> None:
@@ -200,12 +210,12 @@ class JointBatches(Sampler[list[ItemKey]]):
         self.start_batch = 0
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Selects the epoch that the next iteration walks through, and its first batch (to resume inside)."""
+        """Selects the epoch of the next iteration, and its first batch (to resume inside an epoch)."""
         self.epoch = epoch
         self.start_batch = start_batch
 
     def __len__(self) -> int:
-        """Joint batches of this process in an epoch."""
+        """Number of joint batches of this rank in an epoch."""
         return len(self.parts[0]) if self.parts[0].pad else max(map(len, self.parts))
 
     def __iter__(self) -> Iterator[list[ItemKey]]:
@@ -224,7 +234,7 @@ class JointBatches(Sampler[list[ItemKey]]):
 
 
 def _endless(part: EpochBatches, steps: int) -> Iterator[list[ItemKey]]:
-    """The batches of one pass after the other, `steps` batches after the beginning."""
+    """Yields the batches of pass after pass, starting `steps` batches after the first."""
     epoch, start = divmod(steps, len(part))
     while True:
         yield from part.batches(epoch, start)

@@ -1,7 +1,7 @@
-"""BERT's tokenizer: basic split by our own rules, word pieces by the `tokenizers` library (data spec 2).
+"""BERT's tokenizer: basic tokenization of our own, WordPiece by the `tokenizers` library.
 
-The basic split is ours because the library's differs from the reference in control characters, Unicode tables
-and in sparing special tokens.
+The library's basic tokenizer differs from the reference in control characters, Unicode tables and the treatment of
+special tokens.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _IDEOGRAPHS = (
 
 
 class _CharacterMap(dict[int, str]):
-    """A table for `str.translate` that fills itself by a rule."""
+    """A table for `str.translate` that computes its entries on demand."""
 
     def __init__(self, rule: Callable[[str], str]) -> None:
         self._rule = rule
@@ -68,13 +68,13 @@ def _space_punctuation(char: str) -> str:
 
 
 class Tokenizer:
-    """Text to words, word pieces and ids.
+    """Splits text into words, word pieces and ids.
 
     Args:
         vocab: id of every word piece.
-        lower_case: whether words lose case and accents.
-        never_split: words that are kept as they are.
-        unk_token: piece of a word that cannot be put together.
+        lower_case: whether to remove case and accents.
+        never_split: words that are kept unchanged.
+        unk_token: piece for words that cannot be composed.
         max_word_length: longer words become `unk_token`.
 
     Attributes:
@@ -103,10 +103,10 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, path: str | Path) -> Tokenizer:
-        """Reads `vocab.txt`, and `do_lower_case` of `tokenizer_config.json` where that file exists.
+        """Reads `vocab.txt`, and `do_lower_case` of `tokenizer_config.json` if it exists.
 
         Raises:
-            DataError: no such directory, no vocabulary in it, or a special token is missing.
+            DataError: the directory or vocabulary is missing, or a special token is.
         """
         directory = Path(path)
         file = directory / "vocab.txt"
@@ -140,7 +140,7 @@ class Tokenizer:
         return build, (self.vocab,)
 
     def token_id(self, token: str) -> int:
-        """Returns the id of one word piece.
+        """Returns the id of a word piece.
 
         Raises:
             DataError: it is not in the vocabulary.
@@ -150,38 +150,29 @@ class Tokenizer:
         return self.vocab[token]
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """Returns the word pieces of ids; `[unused]` for an id behind the vocabulary."""
+        """Returns the word pieces of ids; `[unused]` for ids beyond the vocabulary."""
         if self._tokens is None:
             self._tokens = {number: token for token, number in self.vocab.items()}
         return [self._tokens.get(number, "[unused]") for number in ids]
 
     @property
-    def pad_id(self) -> int:
-        """Id of `[PAD]`."""
-        return self.vocab["[PAD]"]
-
-    @property
     def unk_id(self) -> int:
-        """Id of `[UNK]`."""
         return self.vocab["[UNK]"]
 
     @property
     def cls_id(self) -> int:
-        """Id of `[CLS]`."""
         return self.vocab["[CLS]"]
 
     @property
     def sep_id(self) -> int:
-        """Id of `[SEP]`."""
         return self.vocab["[SEP]"]
 
     @property
     def mask_id(self) -> int:
-        """Id of `[MASK]`."""
         return self.vocab["[MASK]"]
 
     def basic(self, text: str) -> list[str]:
-        """Splits into words: at spaces, around punctuation and ideographs; drops control characters."""
+        """Splits text into words: at spaces, around punctuation and CJK characters; drops control characters."""
         words = text.translate(self._clean).split()
         return [part for word in words for part in self._split_word(word)]
 
@@ -194,17 +185,16 @@ class Tokenizer:
         return [number for word in self.basic(text) for number in self._pieces(word)[1]]
 
     def mirrored(self, ids: Sequence[int]) -> list[int]:
-        """Swaps the pieces `left` and `right`, as a mirrored picture asks for (data spec 4.2, 4.3)."""
+        """Swaps the pieces `left` and `right`, for a flipped image."""
         left, right = (self.vocab.get(word, self.unk_id) for word in ("left", "right"))
         swapped = {left: right, right: left}
         return [swapped.get(number, number) if number != self.unk_id else number for number in ids]
 
     def word_pieces(self, word: str) -> tuple[str, ...]:
-        """Returns the pieces of one word of `basic`: longest first match, or the unknown token."""
+        """Returns the pieces of a word of `basic`: longest match first, or the unknown token."""
         return self._pieces(word)[0]
 
     def word_ids(self, word: str) -> tuple[int, ...]:
-        """Returns the ids of the pieces of one word of `basic`."""
         return self._pieces(word)[1]
 
     def _split_word_uncached(self, word: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import torch
 
 from common.batch import Batch, Sample
 from common.config.sections import TrainConfig
-from common.data.collate import NO_LIMITS, Size, collate_microbatches
+from common.data.collate import NO_LIMITS, MicrobatchSize, collate_microbatches
 from common.data.dataset import VisualLinguisticDataset
 from common.data.loader import BatchLoader
 from common.data.samplers import ItemKey
@@ -105,16 +105,16 @@ def largest_batches(
     batches = []
     for first in range(len(pools)) if limits != NO_LIMITS else [0]:
         chosen: list[list[Sample]] = [[] for _ in pools]
-        total = Size(0, 0)
+        total = MicrobatchSize(0, 0)
         for source in sorted(range(len(pools)), key=lambda source: (source != first, source)):
             while len(chosen[source]) < train.batch_sizes[source]:
-                fitting = (s for s in pools[source] if limits.fits(total.plus(Size.of(s))))
+                fitting = (s for s in pools[source] if limits.fits(total.plus(MicrobatchSize.of(s))))
                 # A sample that exceeds the limits on its own becomes a microbatch of its own.
                 sample = next(fitting, None) if any(chosen) else pools[source][0]
                 if sample is None:
                     break
                 chosen[source].append(sample)
-                total = total.plus(Size.of(sample))
+                total = total.plus(MicrobatchSize.of(sample))
         samples = [sample for pool in chosen for sample in pool]
         batches.append(collate_microbatches(samples, datasets[0].batch_type, limits))
     return batches
@@ -128,7 +128,7 @@ def _largest_samples(
     samples: list[Sample] = [
         dataset[ItemKey(0, index * len(dataset) // count, source)] for index in range(count)
     ]
-    samples.sort(key=Size.of, reverse=True)
+    samples.sort(key=MicrobatchSize.of, reverse=True)
     # With aspect grouping, portrait and landscape images do not share batches.
     is_portrait = [aspect_grouping and s.padded_size[1] < s.padded_size[0] for s in samples]
     largest: dict[bool, tuple[int, int]] = {}

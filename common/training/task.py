@@ -15,7 +15,7 @@ from common.batch import Batch
 from common.config.fields import Split
 from common.config.schema import ExperimentConfig
 from common.config.sections import TrainConfig
-from common.data.collate import NO_LIMITS, Limits
+from common.data.collate import NO_LIMITS, MicrobatchLimits
 from common.data.dataset import VisualLinguisticDataset
 from common.data.loader import BatchLoader, build_loader
 from common.data.samplers import EpochBatches, JointBatches
@@ -211,5 +211,5 @@ def build_dataloader(task: AnyTask, split: Split) -> BatchLoader[Any]:
     )
 
 
-def limits_of(train: TrainConfig) -> Limits:
-    return Limits(train.MAX_TOKENS, train.MAX_REGIONS)
+def limits_of(train: TrainConfig) -> MicrobatchLimits:
+    return MicrobatchLimits(train.MAX_TOKENS, train.MAX_REGIONS)

@@ -226,7 +226,7 @@ def weight(
 
 
 def statistics(name: str, values: np.ndarray, salt: str) -> tuple[float, float, float]:
-    """Norm, mean and probe of an array; the probe tells a permuted array from the right one."""
+    """Norm, mean and probe of an array; the probe tells a permutation_entries array from the right one."""
     values = np.asarray(values, np.float64)
     probe = _generator(salt + "probe:" + name).standard_normal(values.shape)
     return float(np.linalg.norm(values.ravel())), float(values.mean()), float((values * probe).sum())

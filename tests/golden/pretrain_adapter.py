@@ -179,7 +179,7 @@ class PretrainAdapter(Adapter):
         """Logits and labels of words, of texts beside pictures and of texts alone."""
         width = max(value.shape[1] for name, value in arrays.items() if name.endswith("text"))
         shown = np.arange(width) < np.array(batch.text.lengths.sizes)[:, None]
-        logits, count = placed(outputs.word_logits, shown), batch.num_pictures
+        logits, count = placed(outputs.word_logits, shown), batch.num_images
         parts = {"": slice(None)}
         if len(shown) > count:
             parts = {"_wvc": slice(count), "_aux": slice(count, None)}
@@ -229,7 +229,7 @@ class PretrainAdapter(Adapter):
         return {}
 
     def batch_arrays(self, task: AnyTask, batch: Any) -> dict[str, np.ndarray]:
-        count, boxes = batch.num_pictures, batch.num_boxes
+        count, boxes = batch.num_images, batch.num_boxes
         if not count:
             return {"mlm_labels": word_table(batch, slice(None))}
         arrays = super().batch_arrays(task, batch)

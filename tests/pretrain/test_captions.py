@@ -202,7 +202,7 @@ def test_a_batch(items):
         0, Draws(KEPT, HIDDEN)
     )
     batch = collate([first, second, text], PretrainBatch)
-    assert (batch.num_pictures, batch.num_boxes.sizes, batch.text.lengths.sizes) == (2, (5, 5, 0), (5, 5, 2))
+    assert (batch.num_images, batch.num_boxes.sizes, batch.text.lengths.sizes) == (2, (5, 5, 0), (5, 5, 2))
     assert batch.relationship.tolist() == [1, 1]
     assert (batch.masked_token_index.values.tolist(), batch.masked_token_index.lengths.sizes) == (
         [1, 7, 8, 11],

@@ -113,7 +113,7 @@ def test_masks_depend_on_epoch_index_and_source(items):
 def test_a_batch(items):
     data = items.corpus("the dog\na red cat")
     batch = collate([load(data, 0, HIDDEN, KEPT), load(data, 1, KEPT, KEPT, HIDDEN)], PretrainBatch)
-    assert (batch.num_pictures, batch.text.lengths.sizes) == (0, (2, 3))
+    assert (batch.num_images, batch.text.lengths.sizes) == (0, (2, 3))
     assert (batch.masked_token_index.values.tolist(), batch.masked_token_index.lengths.sizes) == (
         [0, 4],
         (1, 1),

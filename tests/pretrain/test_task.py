@@ -25,7 +25,7 @@ def outputs(inputs, word_gaps, region_gaps=()):
     inputs.word_labels[:] = 1
     inputs.region_labels[:] = 0
     inputs.region_labels[:, 1] = 1
-    return PretrainOutputs(torch.tensor([[0.0, 0.0]] * inputs.num_pictures), words, regions)
+    return PretrainOutputs(torch.tensor([[0.0, 0.0]] * inputs.num_images), words, regions)
 
 
 def cost(gap):

@@ -151,7 +151,7 @@ def test_a_broken_picture_and_a_rerun(tmp_path, trained, capsys, caplog):
     flags = ("--images", str(tmp_path), "--text")
     out = trained.out / "rerun"
     assert write(trained, "rerun", *flags, "cup") == 1
-    assert "1.jpg: not a readable picture (the file is empty) (--on-bad skip" in capsys.readouterr().err
+    assert "1.jpg: not a readable image (the file is empty) (--on-bad skip" in capsys.readouterr().err
     assert [path.name for path in out.glob("*.html")] == ["0.html"]
     first = (out / "0.html").stat().st_mtime_ns
     assert write(trained, "rerun", *flags, "cup", "--on-bad", "skip") == 0

@@ -285,8 +285,8 @@ def test_two_texts_on_one_picture_have_files_of_their_own(model, queries, tmp_pa
         ({"text": None}, r"\.jpg: its text is of type NoneType; expected str"),
         ({"text": 3}, r"\.jpg: its text is of type int; expected str"),
         ({"boxes": 3}, r"the boxes of .*\.jpg: holds a int; expected a list of boxes"),
-        ({"image": b"\xff\xd8"}, "a picture of type bytes; expected a path, a Pillow picture"),
-        ({"image": torch.zeros(3, 4, 4)}, "a picture of type Tensor; expected a path"),
+        ({"image": b"\xff\xd8"}, "an image of type bytes; expected a path, a Pillow picture"),
+        ({"image": torch.zeros(3, 4, 4)}, "an image of type Tensor; expected a path"),
         ({"image": "a\0b"}, "'a.x00b': no path can hold a NUL character"),
     ],
 )

@@ -232,7 +232,7 @@ class Store:
         """Opens a picture and returns what `take` makes of it while it is open.
 
         Raises:
-            DataError: the file is missing, not a readable picture, or has too many pixels.
+            DataError: the file is missing, not a readable image, or has too many pixels.
         """
         data = self.read(path)
         try:
@@ -245,9 +245,9 @@ class Store:
             raise DataError(f"{path}: too large; a picture may have {limit:,} pixels at most") from error
         except UnidentifiedImageError as error:
             found = "of no known format" if data else "the file is empty"
-            raise DataError(f"{path}: not a readable picture ({found})") from error
+            raise DataError(f"{path}: not a readable image ({found})") from error
         except Exception as error:  # Pillow's decoders raise many kinds
-            raise DataError(f"{path}: not a readable picture ({error})") from error
+            raise DataError(f"{path}: not a readable image ({error})") from error
 
     def _archive(self, archive: str) -> Archive:
         if archive not in self._archives:

@@ -125,5 +125,5 @@ def test_texts_alone_stand_behind_the_pictures():
         [sample(5, 1, (2, 3), (2, 3), sequence(1)), sample(6, 0, None, (0, 0), sequence(2))], Batch
     )
     assert (batch.images.shape, batch.num_boxes.sizes) == ((1, 3, 2, 3), (1, 0))
-    with pytest.raises(AssertionError, match="texts alone come last"):
+    with pytest.raises(AssertionError, match="samples without an image come last"):
         collate([sample(6, 0, None, (0, 0), sequence(2)), sample(5, 1, (2, 3), (2, 3), sequence(1))], Batch)

@@ -64,7 +64,7 @@ def test_each_skipped_record_is_reported_once(caplog):
     data = Numbers(length=300, bad=[7, 9], on_bad_data="skip")
     for index in (7, 9, 7):
         data[ItemKey(0, index)]
-    rule = "x.jpg: gone; the next good record takes its place (DATASET.ON_BAD_DATA: skip)"
+    rule = "x.jpg: gone; using the next valid record instead (DATASET.ON_BAD_DATA: skip)"
     assert [line.message for line in caplog.records] == [
         f"Numbers item 7 (record number-7): {rule}",
         f"Numbers item 9 (record number-9): {rule}",

@@ -114,7 +114,7 @@ def test_a_huge_one_names_the_limit(tmp_path, monkeypatch):
     [
         (b"", "the file is empty"),
         (b"no picture at all", "of no known format"),
-        (b"\x89PNG\r\n\x1a\n", "not a readable picture"),
+        (b"\x89PNG\r\n\x1a\n", "not a readable image"),
     ],
 )
 def test_what_is_no_picture(tmp_path, content, message):
@@ -126,7 +126,7 @@ def test_what_is_no_picture(tmp_path, content, message):
 def test_cut_off_missing_and_a_folder(tmp_path):
     path = saved(tmp_path / "a.jpg", Image.effect_noise((64, 64), 50))
     path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(DataError, match=r"a\.jpg: not a readable picture \(.*truncated"):
+    with pytest.raises(DataError, match=r"a\.jpg: not a readable image \(.*truncated"):
         open_image(path)
     with Image.open(path) as opened, pytest.raises(DataError, match=r"a\.jpg: .*truncated"):
         open_image(opened)

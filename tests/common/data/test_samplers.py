@@ -10,7 +10,7 @@ from common.data.samplers import (
     aspect_groups,
     grouped_batches,
     item_rng,
-    permuted,
+    permutation_entries,
 )
 
 
@@ -46,14 +46,14 @@ def test_sources_have_generators_of_their_own():
 
 @pytest.mark.parametrize("num_items", [1, 2, 3, 4, 5, 16, 17, 50, 1000])
 def test_a_permutation_has_every_item_once(num_items):
-    order = permuted(np.arange(num_items), num_items, random.Random(1))
+    order = permutation_entries(np.arange(num_items), num_items, random.Random(1))
     assert (order.dtype, sorted(order.tolist())) == (np.int64, list(range(num_items)))
     places = np.array([num_items - 1, 0])
-    assert permuted(places, num_items, random.Random(1)).tolist() == order[places].tolist()
+    assert permutation_entries(places, num_items, random.Random(1)).tolist() == order[places].tolist()
 
 
 def test_permutations_are_random():
-    orders = np.array([permuted(np.arange(50), 50, random.Random(seed)) for seed in range(400)])
+    orders = np.array([permutation_entries(np.arange(50), 50, random.Random(seed)) for seed in range(400)])
     assert len(np.unique(orders, axis=0)) == 400
     # Every item stands at every place equally often (8 times, standard deviation 2.8), also behind every other.
     counts = np.array([[np.sum(orders[:, place] == item) for item in range(50)] for place in range(0, 50, 7)])

@@ -71,8 +71,8 @@ def test_word_pieces_are_the_longest_first():
 
 def test_ids_of_single_pieces():
     tokenizer = Tokenizer(VOCAB)
-    special = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
-    assert special == (0, 1, 2, 3, 4)
+    special = (tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
+    assert special == (1, 2, 3, 4)
     assert tokenizer.token_id("and") == VOCAB["and"]
     with pytest.raises(DataError, match='lacks the word piece "zebra"'):
         tokenizer.token_id("zebra")

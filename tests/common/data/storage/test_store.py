@@ -74,7 +74,7 @@ def test_broken_pictures(tmp_path):
     noise.save(out, "JPEG")
     for name, data in (("cut.jpg", out.getvalue()[:1500]), ("text.jpg", b"hello"), ("none.jpg", b"")):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(DataError, match=f"{name}: not a readable picture"):
+        with pytest.raises(DataError, match=f"{name}: not a readable image"):
             Store().image(str(tmp_path / name))
 
 

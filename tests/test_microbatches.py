@@ -1,4 +1,4 @@
-"""Of every task, a batch in parts has the gradient and the losses of the whole, on one process and on two.
+"""For every task, microbatches have the gradient and losses of the whole batch, on one rank and on two.
 
 The runs with limits begin with a dry run, which must not change them.
 """
@@ -32,7 +32,7 @@ NORM_FIRST = (
     "NETWORK.WITH_REL_LOSS=true",
     "NETWORK.VLBERT.with_pooler=true",
 )
-# World, changes, and limits under which some batches, but not all, have parts.
+# World, changes, and limits under which some batches, but not all, have several microbatches.
 CASES = {
     "vcr": (VCRWorld, (REGION_LOSS,), (110, 0)),
     "vcr on top": (VCRWorld, (REGION_LOSS, "NETWORK.CNN_LOSS_TOP=true"), (0, 10)),
@@ -45,20 +45,20 @@ CASES = {
 
 
 class Watched(Trainer):
-    """Keeps the gradient of every update, and how many parts every batch had."""
+    """Records the gradient of every step and the number of microbatches of every batch."""
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.gradients, self.parts = [], []
+        self.gradients, self.num_microbatches = [], []
 
-    def _micro_step(self, parts, watch):
-        self.parts.append(len(parts))
-        super()._micro_step(parts, watch)
+    def train_batch(self, microbatches):
+        self.num_microbatches.append(len(microbatches))
+        super().train_batch(microbatches)
 
-    def _update(self):
+    def optimizer_step(self):
         named = distributed.unwrap(self.model).named_parameters()
         self.gradients.append({name: p.grad.clone() for name, p in named if p.grad is not None})
-        super()._update()
+        return super().optimizer_step()
 
 
 def fit(task_class, cfg, settings):
@@ -76,7 +76,11 @@ def fit(task_class, cfg, settings):
     trainer = Watched(task, distributed.wrap_ddp(model), optimizer, schedule)
     dry_run(trainer, loader)
     trainer.fit(loader)
-    return {"gradients": trainer.gradients, "parts": trainer.parts, "metrics": trainer.metrics.compute()}
+    return {
+        "gradients": trainer.gradients,
+        "num_microbatches": trainer.num_microbatches,
+        "metrics": trainer.metrics.compute(),
+    }
 
 
 def both(runs):
@@ -98,8 +102,8 @@ def runs(tmp_path_factory):
 
 
 def check(whole, parts):
-    assert max(parts["parts"]) > 1
-    assert len(parts["gradients"]) == len(whole["gradients"])
+    assert max(parts["num_microbatches"]) > 1
+    assert len(parts["gradients"]) == len(whole["gradients"]) > 0
     for found, expected in zip(parts["gradients"], whole["gradients"], strict=True):
         assert set(found) == set(expected)
         size = torch.stack([value.norm() for value in expected.values()]).norm()
@@ -110,14 +114,17 @@ def check(whole, parts):
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=list(CASES))
-def test_parts_are_learnt_as_the_whole(runs, number):
+def test_microbatches_equal_whole_batch(runs, number):
     check(*both(runs[number : number + 1])[0])
 
 
 @pytest.mark.dist
-def test_ranks_with_different_numbers_of_parts(runs, tmp_path):
+def test_ranks_with_different_numbers_of_microbatches(runs, tmp_path):
     ranks = run_distributed(partial(both, runs), tmp_path)
-    assert any(ours[1]["parts"] != theirs[1]["parts"] for ours, theirs in zip(*ranks, strict=True))
+    assert any(
+        ours[1]["num_microbatches"] != theirs[1]["num_microbatches"]
+        for ours, theirs in zip(*ranks, strict=True)
+    )
     for rank in ranks:
         for whole, parts in rank:
             check(whole, parts)
