@@ -12,6 +12,7 @@ from common.errors import CheckpointError, ConfigError
 from common.training.task import build_dataloader
 from pretrain.model import PretrainOutputs
 from tests.pretrain.test_model import ALL_LOSSES, CLASSES, batch, mixed, picture, text, thin_task
+from tests.world import ROOT
 
 FIRST = "NETWORK.{}_LOSS_NORM_IN_BATCH_FIRST=true"
 HALF = math.log(2)
@@ -142,7 +143,7 @@ def test_a_vocabulary_beyond_the_word_table(tmp_path):
 
 
 def test_there_is_no_test_split(tmp_path):
-    task = thin_task("multitask", "NETWORK.BERT_MODEL_NAME=tests/golden/model/tiny_bert")
+    task = thin_task("multitask", f"NETWORK.BERT_MODEL_NAME={ROOT}/tests/golden/model/tiny_bert")
     assert not task.test_tasks()
     with pytest.raises(ConfigError, match="no test split"):
         build_dataloader(task, "test")
