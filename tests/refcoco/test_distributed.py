@@ -1,4 +1,4 @@
-"""RefCOCO with pictures batched by orientation, on several processes: where the reference waits for ever."""
+"""RefCOCO with batches of one image orientation, on several processes. The reference hangs on some of these data."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from tests.common.distributed.processes import run_distributed
 EPOCHS = 3
 
 
-class Counted(Trainer):
-    """Keeps the epoch of every batch, its samples, and whether their pictures are high."""
+class RecordingTrainer(Trainer):
+    """Records epoch, samples, and which images are portrait, of every batch."""
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.seen = []
+        self.batches = []
 
-    def _micro_step(self, parts, watch):
-        (batch,) = parts
-        high = (batch.im_info[:, 0] < batch.im_info[:, 1]).tolist()
-        self.seen.append({"epoch": self.epoch, "index": batch.index.tolist(), "high": high})
-        super()._micro_step(parts, watch)
+    def train_batch(self, microbatches):
+        (batch,) = microbatches
+        portrait = (batch.im_info[:, 0] < batch.im_info[:, 1]).tolist()
+        self.batches.append({"epoch": self.state.epoch, "index": batch.index.tolist(), "portrait": portrait})
+        super().train_batch(microbatches)
 
 
 def fit(cfg, settings):
@@ -40,22 +40,22 @@ def fit(cfg, settings):
     torch.manual_seed(3)
     model = distributed.wrap_ddp(task.build_model())
     optimizer = build_optimizer(config.TRAIN, dict(model.named_parameters()), distributed.world_size())
-    trainer = Counted(task, model, optimizer, build_schedule(config.TRAIN, optimizer, len(loader)))
+    trainer = RecordingTrainer(task, model, optimizer, build_schedule(config.TRAIN, optimizer, len(loader)))
     trainer.fit(loader)
-    return trainer.seen
+    return trainer.batches
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_make_equally_many_batches_of_one_orientation(world, tmp_path, ranks):
+def test_ranks_have_equally_many_batches_of_one_orientation(world, tmp_path, ranks):
     changes = ["TRAIN.ASPECT_GROUPING=true", "SCALES=[48, 64]", f"TRAIN.END_EPOCH={EPOCHS}"]
     settings = world.settings([*changes, "TRAIN.BATCH_IMAGES=2"])[1::2]
-    seen = run_distributed(partial(fit, str(world.cfg), settings), tmp_path, ranks)
-    assert {high for rank in seen for batch in rank for high in batch["high"]} == {False, True}
-    assert all(len(set(batch["high"])) == 1 for rank in seen for batch in rank)
+    by_rank = run_distributed(partial(fit, str(world.cfg), settings), tmp_path, ranks)
+    assert {value for rank in by_rank for batch in rank for value in batch["portrait"]} == {False, True}
+    assert all(len(set(batch["portrait"])) == 1 for rank in by_rank for batch in rank)
     for epoch in range(EPOCHS):
-        batches = [[batch["index"] for batch in rank if batch["epoch"] == epoch] for rank in seen]
-        assert len({len(own) for own in batches}) == 1
-        everything = {index for own in batches for batch in own for index in batch}
-        assert everything == set(range(len(everything)))
-        assert len(everything) >= 12
+        batches = [[batch["index"] for batch in rank if batch["epoch"] == epoch] for rank in by_rank]
+        assert len({len(rank) for rank in batches}) == 1
+        indices = {index for rank in batches for batch in rank for index in batch}
+        assert indices == set(range(len(indices)))
+        assert len(indices) >= 12

@@ -10,8 +10,8 @@ from common.training import nonfinite
 from common.training.callbacks import Callback
 from common.training.nonfinite import MAX_CONSECUTIVE_SKIPS, NonFiniteGuard, check_finite
 from common.training.step_monitor import LossRecord, describe_shapes, oom_context
+from common.training.task import build_dataloader
 from tests.common.distributed.processes import run_distributed
-from tests.common.distributed.test_process_group import toy_loader
 from tests.common.training.toy import ToyModel, ToyTask, toy_batch, toy_batches, toy_config, toy_trainer
 
 NAN = math.nan
@@ -209,5 +209,6 @@ def test_oom_context_passes_other_errors():
 
 
 def test_describe_shapes_of_loaded_batch():
-    (batch, *_) = toy_loader(ToyTask(toy_config()), 3, training=False)
+    config = toy_config(BATCH_IMAGES=3).model_copy(update={"RNG_SEED": 0, "NUM_WORKERS_PER_GPU": 0})
+    (batch, *_) = build_dataloader(ToyTask(config), "train")
     assert "im_info (3, 4)" in describe_shapes(batch)
