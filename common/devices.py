@@ -1,7 +1,4 @@
-"""A trained model for pictures of one's own: what it predicts, what it makes of words and regions, where it looks.
-
-Letters: n regions, T text tokens, H hidden width, L layers, A heads, S = T + n + 1 places: text, regions, [END].
-"""
+"""Selection of the device that a command computes on."""
 
 from __future__ import annotations
 
@@ -11,10 +8,10 @@ from common.errors import UsageError
 
 
 def device_of(name: str | torch.device | None) -> torch.device:
-    """Returns the device of that name; by default the first GPU, else the CPU.
+    """Returns the named device; by default the first GPU, or the CPU if there is none.
 
     Raises:
-        UsageError: there is no such device.
+        UsageError: no such device on this machine.
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

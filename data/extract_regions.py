@@ -21,12 +21,12 @@ import torch
 
 import vl_bert
 from common.cli.box_flags import (
-    MakeFinder,
+    DetectorFactory,
     add_box_flags,
-    box_arguments,
+    box_provenance,
     boxes_from_flags,
     check_box_flags,
-    detector_maker,
+    detector_factory,
 )
 from common.cli.run import parser, run
 from common.config.schema import ExperimentConfig
@@ -34,7 +34,7 @@ from common.devices import device_of
 from common.errors import UsageError
 from common.extraction.features import RegionExtractor
 from common.extraction.job import Extraction, Recipe, is_packed, list_images
-from common.inference.grid import announce_grid, announced_grid
+from common.inference.grid import silent_grid, warn_grid
 from common.provenance import fingerprint
 
 logger = logging.getLogger(__name__)
@@ -119,13 +119,13 @@ def _arguments(args: argparse.Namespace, config: ExperimentConfig | None) -> dic
     result = {flag: fingerprint(args.weights or args.ckpt)}
     if config is not None:
         result["--cfg"] = fingerprint(config.model_dump_json(include={"NETWORK", "SCALES"}).encode())
-    return result | box_arguments(args) | {"--classes": str(args.classes), "--names": args.names}
+    return result | box_provenance(args) | {"--classes": str(args.classes), "--names": args.names}
 
 
-def _finder(args: argparse.Namespace) -> MakeFinder | None:
+def _finder(args: argparse.Namespace) -> DetectorFactory | None:
     if args.boxes:
         return None
-    return detector_maker(args) if args.detector else announced_grid
+    return detector_factory(args) if args.detector else silent_grid
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -142,8 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     width = recipe.build_extractor(torch.device("cpu")).feature_dim
     if recipe.build_detector is not None:
         recipe.build_detector(torch.device("cpu"))
-    if recipe.build_detector is announced_grid:
-        announce_grid()
+    if recipe.build_detector is silent_grid:
+        warn_grid()
     work = Extraction(
         pictures,
         boxes,

@@ -1,1 +1,1 @@
-"""The figures of the README, drawn from the tree and from a toy run."""
+"""The figures of the README, drawn from the code and from toy runs."""

@@ -1,7 +1,7 @@
 """Draws the validation curves of the toy runs, from their log files.
 
-`python -m figs.curves --runs output/toy` after `scripts/quickstart.sh all`; for the curve of VQA from pre-trained
-weights also `python vqa/train_end2end.py --cfg cfgs/vqa/toy_pretrained.yaml`.
+`python -m figs.curves --runs output/toy` after `scripts/quickstart.sh all`; the curve of VQA from
+pre-trained weights also needs `python vqa/train_end2end.py --cfg cfgs/vqa/toy_pretrained.yaml`.
 """
 
 from __future__ import annotations
@@ -38,34 +38,34 @@ from figs.style import (
 logger = logging.getLogger(__name__)
 
 Curve = dict[int, float]
-"""A metric in percent by epochs done."""
+"""A metric in percent by number of epochs."""
 
 _VALIDATION = re.compile(r"Epoch\[(\d+)\] \tVal-(\S.*)")
 
 
 class Source(NamedTuple):
-    """Where a curve comes from.
+    """A curve and the run that it is read from.
 
     Attributes:
-        label: what to write at it.
-        run: its run: task folder and name of the yaml.
-        metric: its name in the log, a share.
-        colour: of the line.
+        label: name in the figure.
+        run: run folder: task and name of the yaml file.
+        metric: name of the metric in the log, a fraction.
+        color: line color.
     """
 
     label: str
     run: str
     metric: str
-    colour: str
+    color: str
 
 
 class Panel(NamedTuple):
-    """Curves that stand together.
+    """A plot with one or several curves.
 
     Attributes:
-        title: their task.
+        title: the task.
         sources: the curves.
-        blind: percent that a model without pictures can reach; None where it is not known.
+        blind: accuracy in percent of a model without images; None if unknown.
     """
 
     title: str
@@ -73,14 +73,14 @@ class Panel(NamedTuple):
     blind: float | None = None
 
 
-# Blind: VCR has four choices that words do not tell apart; VQA is what the README says; RefCOCO+ is one of the things
-# of the picture, the mean of 1 / their number over the sentences of val.
+# Blind accuracy: VCR has four choices that the text alone does not distinguish; VQA is the number in the README;
+# RefCOCO+ is the mean of 1 / (objects of the image) over the sentences of val.
 PANELS = (
     Panel(
         "Pre-training",
         (
-            Source("hidden regions", "pretrain/toy_prec", "MVRCAccuracy", REGION),
-            Source("hidden words", "pretrain/toy_prec", "MLMAccWVC", WORD),
+            Source("masked regions", "pretrain/toy_prec", "MVRCAccuracy", REGION),
+            Source("masked words", "pretrain/toy_prec", "MLMAccWVC", WORD),
         ),
     ),
     Panel(
@@ -107,11 +107,11 @@ def read_curve(logs: Sequence[Path], metric: str) -> Curve:
     """Reads a metric of a run.
 
     Args:
-        logs: its log files, the oldest first; where a later one goes back, it counts from there on.
-        metric: name of a share.
+        logs: log files of the run, oldest first.
+        metric: name of the metric.
 
     Raises:
-        DataError: a file cannot be read.
+        DataError: a file cannot be read, or a value is not a number.
     """
     curve: Curve = {}
     for path in logs:
@@ -121,47 +121,45 @@ def read_curve(logs: Sequence[Path], metric: str) -> Curve:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
         for number, values in _VALIDATION.findall(text):
             epochs = int(number) + 1
-            found = dict(pair.split("=", 1) for pair in re.split(r",\s*", values) if "=" in pair)
+            metrics = dict(pair.split("=", 1) for pair in re.split(r",\s*", values) if "=" in pair)
+            # A log that starts at an earlier epoch replaces the later epochs of previous logs.
             curve = {epoch: value for epoch, value in curve.items() if epoch < epochs}
-            if metric in found:
-                curve[epochs] = 100 * _share(path, epochs, metric, found[metric])
+            if metric in metrics:
+                try:
+                    curve[epochs] = 100 * float(metrics[metric])
+                except ValueError as error:
+                    raise DataError(
+                        f"{path}: epoch {number}: Val-{metric}={metrics[metric]}: not a number"
+                    ) from error
     return curve
 
 
-def _share(path: Path, epochs: int, metric: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise DataError(f"{path}: epoch {epochs - 1}: Val-{metric}={text}: not a number") from error
-
-
 def read_panels(runs: Path) -> list[tuple[Panel, list[tuple[Source, Curve]]]]:
-    """Reads the curves of all runs below a folder; panels without any are left out.
+    """Reads the curves of all runs below a folder; panels without curves are left out.
 
     Raises:
-        UsageError: there is no validation of a known run.
+        UsageError: no known run has been validated.
         DataError: a log cannot be read.
     """
     panels, missing = [], []
     for panel in PANELS:
-        found = []
+        curves = []
         for source in panel.sources:
             curve = read_curve(sorted(runs.glob(f"{source.run}/*_train/*.log")), source.metric)
             if curve:
-                found.append((source, curve))
+                curves.append((source, curve))
             else:
                 missing.append(source)
-        if found:
-            panels.append((panel, found))
+        if curves:
+            panels.append((panel, curves))
     if not panels:
-        raise UsageError(f"--runs {runs}: no log of a toy run there; `scripts/quickstart.sh all` makes them")
+        raise UsageError(f"--runs {runs}: no log of a toy run found; run `scripts/quickstart.sh all`")
     for source in missing:
-        logger.warning("%s/%s: no Val-%s in a log; left out", runs, source.run, source.metric)
+        logger.warning("%s/%s: no Val-%s in its logs; skipped", runs, source.run, source.metric)
     return panels
 
 
 def draw_curves(panels: Sequence[tuple[Panel, Sequence[tuple[Source, Curve]]]], path: Path) -> None:
-    """Draws the panels beside each other."""
     left, top, gap, height = 52.0, 52.0, 22.0, 170.0
     width = (WIDTH - left - 24 - gap * (len(panels) - 1)) / len(panels)
     with page(path, top + height + 46) as sheet:
@@ -170,9 +168,7 @@ def draw_curves(panels: Sequence[tuple[Panel, Sequence[tuple[Source, Curve]]]], 
             sheet.text(x, top - 24, panel.title, fontweight="bold", va="center")
             _plot(plot_axes(sheet, x, top, width, height), panel, curves, first=number == 0)
         sheet.text(left, top + height + 33, "epochs", size=SMALL, color=MUTED, va="center")
-        note = (
-            "accuracy in percent on held-out pictures of the toy world; dots and numbers are the best epochs"
-        )
+        note = "accuracy in percent on held-out toy images; dots and numbers mark the best epochs"
         sheet.text(WIDTH - 24, top + height + 33, note, size=SMALL, color=MUTED, va="center", ha="right")
 
 
@@ -192,28 +188,28 @@ def _plot(axes: Axes, panel: Panel, curves: Sequence[tuple[Source, Curve]], *, f
         )
     for source, curve in curves:
         epochs, values = zip(*sorted(curve.items()), strict=True)
-        axes.plot(epochs, values, color=source.colour, linewidth=px(2), solid_capstyle="round")
+        axes.plot(epochs, values, color=source.color, linewidth=px(2), solid_capstyle="round")
         best = best_epoch(curve)
-        axes.plot(best, curve[best], "o", color=source.colour, markersize=px(6), clip_on=False)
+        axes.plot(best, curve[best], "o", color=source.color, markersize=px(6), clip_on=False)
     _label(axes, curves, last)
 
 
 def best_epoch(curve: Curve) -> int:
-    """Returns the best epoch, of equal ones the first: the one whose checkpoint is kept."""
+    """Returns the best epoch, the first one if tied: its checkpoint is kept."""
     return max(curve, key=lambda epoch: (curve[epoch], -epoch))
 
 
 def _label(axes: Axes, curves: Sequence[tuple[Source, Curve]], last: int) -> None:
-    """Writes names and best values below each other at the right, the best first."""
-    ranked = sorted(curves, key=lambda one: -max(one[1].values()))
+    """Writes names and best values in rows at the right, best first."""
+    ranked = sorted(curves, key=lambda item: -max(item[1].values()))
     for row, (source, curve) in enumerate(ranked):
         text = f"{source.label} {max(curve.values()):.1f}"
         behind = {"facecolor": CARD, "edgecolor": "none", "pad": 1}
-        axes.text(last, 56 - 9 * row, text, color=source.colour, size=TEXT, ha="right", bbox=behind)
+        axes.text(last, 56 - 9 * row, text, color=source.color, size=TEXT, ha="right", bbox=behind)
 
 
 def main() -> None:
-    """Reads the command line and draws the figure."""
+    """Runs the command line."""
     flags = argparse.ArgumentParser(description="Draw the validation curves of the toy runs.")
     flags.add_argument("--runs", type=Path, default=Path("output/toy"), help="folder (default: %(default)s)")
     out_flag(flags, "training_curves.svg")

@@ -1,6 +1,6 @@
-"""What the figures share: a page, its colours and sizes, and how it becomes a file.
+"""Page, colors, sizes and output files of the figures.
 
-Lengths are CSS pixels, so that a figure is as wide in the README as it says; text sizes are points (3 pt = 4 px).
+Lengths are CSS pixels, as the README shows them; text sizes are points (3 pt = 4 px).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CARD, EDGE, WHITE = "#fcfcfa", "#e4e4df", "#ffffff"
 WORD, REGION, OTHER, ACCENT = "#2f6fb4", "#c8641b", "#5f6673", "#1f8a70"
 WORD_TINT, REGION_TINT, OTHER_TINT, ACCENT_TINT = "#e3edf8", "#faeadb", "#eef0f3", "#e0f1ec"
 
-FONT = "DejaVu Sans"  # comes with matplotlib
+FONT = "DejaVu Sans"  # bundled with matplotlib
 TEXT, SMALL = 9.0, 7.5
 
 _CSS_INCH, _POINTS = 96, 72
@@ -42,48 +42,41 @@ _RC: dict[Any, Any] = {
     "font.family": FONT,
     "font.size": TEXT,
     "text.color": INK,
-    "svg.fonttype": "path",  # GitHub's viewers have fonts of their own
-    "svg.hashsalt": "vl-bert",  # the same figure gives the same bytes
+    "svg.fonttype": "path",  # independent of the viewer's fonts
+    "svg.hashsalt": "vl-bert",  # makes the output reproducible
 }
 
 
 def px(length: float) -> float:
-    """Returns CSS pixels in points, as matplotlib wants widths of lines and sizes of markers."""
+    """Converts CSS pixels to points, the unit of line widths and marker sizes."""
     return length * _POINTS / _CSS_INCH
 
 
 @contextmanager
 def page(path: Path, height: float) -> Iterator[Axes]:
-    """Gives a card to draw on, in CSS pixels from its upper left corner, and writes it to `path` (.svg or .png).
+    """Yields axes in CSS pixels from the upper left corner, and writes the figure to `path` (.svg or .png) on exit.
 
     Raises:
-        UsageError: the name or the folder cannot be used, or the file not be written.
+        UsageError: the suffix or the folder is wrong, or the file cannot be written.
     """
     check_name(path)
     with matplotlib.rc_context(_RC):
         figure = Figure(figsize=(WIDTH / _CSS_INCH, height / _CSS_INCH), dpi=_CSS_INCH)
-        axes = pixel_axes(figure)
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set(xlim=(0, WIDTH), ylim=(height, 0))
+        axes.set_axis_off()
         panel(axes, 0.5, 0.5, WIDTH - 1, height - 1, face=CARD, edge=EDGE, radius=14)
         yield axes
         for artist in axes.get_children():
-            artist.set_clip_on(False)  # one attribute less of each
+            artist.set_clip_on(False)  # saves one attribute per artist
         try:
             replace_file(path, partial(_save, figure, path.suffix.lower()))
         except OSError as error:
             raise UsageError(f"--out {path}: cannot be written ({error.strerror})") from error
 
 
-def pixel_axes(figure: Figure) -> Axes:
-    """Returns axes over a whole figure, in CSS pixels, y downwards."""
-    width, height = (float(side) * _CSS_INCH for side in figure.get_size_inches())
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    axes.set_axis_off()
-    return axes
-
-
 def plot_axes(page: Axes, x: float, y: float, width: float, height: float) -> Axes:
-    """Returns axes for a plot of its own at a place of a page, in its pixels."""
+    """Adds axes for a plot at a position of a page, in CSS pixels."""
     figure = page.get_figure(root=True)
     assert figure is not None
     bottom = page.get_ylim()[0]
@@ -102,7 +95,7 @@ def panel(
     radius: float = 6,
     dashed: bool = False,
 ) -> None:
-    """Draws a rounded rectangle, which stays inside the given one."""
+    """Draws a rounded rectangle inside the given bounds."""
     axes.add_patch(
         FancyBboxPatch(
             (x + radius, y + radius),
@@ -118,7 +111,7 @@ def panel(
 
 
 def text_width(text: str, size: float = TEXT) -> float:
-    """Returns the width of a text, in CSS pixels."""
+    """Returns the width of text in CSS pixels."""
     font = FontProperties(family=FONT, size=size)
     return (
         float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) * _CSS_INCH / _POINTS
@@ -126,16 +119,16 @@ def text_width(text: str, size: float = TEXT) -> float:
 
 
 def out_flag(parser: argparse.ArgumentParser, name: str) -> None:
-    """Adds `--out`, by default the file that the README shows."""
+    """Adds `--out`, which defaults to the figure in the README."""
     default = Path(__file__).with_name(name)
     parser.add_argument("--out", type=Path, default=default, help=f"figure to write (default: figs/{name})")
 
 
 def check_name(path: Path) -> None:
-    """Checks where a figure shall go.
+    """Checks the output path of a figure.
 
     Raises:
-        UsageError: the name or the folder cannot be used.
+        UsageError: the suffix is not supported, or the folder does not exist.
     """
     if path.suffix.lower() not in (".svg", ".png"):
         raise UsageError(f"--out {path}: must end in .svg or .png")
@@ -150,19 +143,19 @@ def _save(figure: Figure, suffix: str, path: Path) -> None:
         path.write_text(_rounded(drawn.getvalue().decode()), encoding="utf-8")
         return
     figure.savefig(drawn, format="png", transparent=True, dpi=DENSITY * _CSS_INCH)
-    # 255 colours, and one for what is outside of the card: less than half the bytes.
+    # A palette of 255 colors plus transparency halves the file size.
     full = Image.open(drawn)
     outside = full.getchannel("A").point(lambda alpha: 255 * (alpha < 128))
-    flat = Image.new("RGB", full.size, CARD)
-    flat.paste(full, mask=full.getchannel("A"))
-    few = flat.quantize(255, Image.Quantize.MEDIANCUT, kmeans=2)
-    colours = few.getpalette() or []
-    few.putpalette(colours[:765] + [0] * (768 - len(colours[:765])))  # the last is what is outside
-    few.paste(255, mask=outside)
-    few.save(path, format="PNG", optimize=True, transparency=255)
+    opaque = Image.new("RGB", full.size, CARD)
+    opaque.paste(full, mask=full.getchannel("A"))
+    palette_image = opaque.quantize(255, Image.Quantize.MEDIANCUT, kmeans=2)
+    colors = palette_image.getpalette() or []
+    palette_image.putpalette(colors[:765] + [0] * (768 - len(colors[:765])))  # the last entry is transparent
+    palette_image.paste(255, mask=outside)
+    palette_image.save(path, format="PNG", optimize=True, transparency=255)
 
 
 def _rounded(svg: str) -> str:
-    """Cuts numbers after two digits, all but the scales of glyphs, and indentation: a fifth of the bytes."""
-    short = re.sub(r"scale\([^)]*\)|(\.\d\d)\d+", lambda found: found[1] or found[0], svg)
+    """Rounds numbers to two decimals, except for glyph scales, and removes indentation: saves 80 % of the bytes."""
+    short = re.sub(r"scale\([^)]*\)|(\.\d\d)\d+", lambda match: match[1] or match[0], svg)
     return re.sub(r"\s*\n\s*", "\n", short)

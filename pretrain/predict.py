@@ -1,7 +1,4 @@
-"""A pre-trained model for pictures of one's own.
-
-It answers nothing, so there is no command here: use `vl_bert.load` from Python, or `python -m viz.attention_maps`.
-"""
+"""Encodings and attention maps of a pre-trained model: use `vl_bert.load` or `python -m viz.attention_maps`."""
 
 from __future__ import annotations
 
@@ -15,14 +12,14 @@ from pretrain.task import PretrainTask
 
 
 class PretrainedModel(TrainedModel[Query]):
-    """Encodes pictures with texts: states and attention of a model before fine-tuning.
+    """A pre-trained model before fine-tuning.
 
-    Texts and regions are read whole, where training cuts them at `DATASET.SEQ_LEN`.
+    Sequences are not truncated, whereas training truncates them to `DATASET.SEQ_LEN`.
     """
 
     task_class: ClassVar[type[AnyTask]] = PretrainTask
 
-    def sample(self, index: int, image_regions: ImageWithRegions, query: Query) -> Sample:
-        """See `TrainedModel`; as in pre-training, the whole image is the mean of its regions."""
-        mean = image_regions.regions._replace(image_feature=None)
-        return super().sample(index, image_regions._replace(regions=mean), query)
+    def sample(self, index: int, image: ImageWithRegions, query: Query) -> Sample:
+        """See `TrainedModel`. As in pre-training, the feature of the whole image is the mean of its regions."""
+        without_image_feature = image.regions._replace(image_feature=None)
+        return super().sample(index, image._replace(regions=without_image_feature), query)

@@ -1,4 +1,4 @@
-"""Writes what every head of a pre-trained model attends to, for each picture of the validation split (spec 8.1)."""
+"""Writes the attention maps of a pre-trained model for every image of the validation split."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ UNMASKED = (
     "TRAIN.END_EPOCH=0",
     *(f"NETWORK.WITH_{loss}_LOSS=false" for loss in ("REL", "MLM", "MVRC")),
 )
-"""Any yaml file of pre-training serves: nothing is hidden, and captions are the pictures' own."""
+"""Turns off masking and random captions, so that any pre-training yaml file can be used."""
 
 
 def main() -> None:
-    """Reads the command line, and writes a file for each picture."""
+    """Runs the command line."""
     attention_main(attention_parser().parse_args(), PretrainTask, UNMASKED)
 
 

@@ -1,1 +1,1 @@
-"""Looking into what a model attends to."""
+"""Attention maps of trained models and the page that shows them."""

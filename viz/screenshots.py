@@ -1,8 +1,7 @@
-"""Takes the pictures of the attention explorer that the documentation shows, with headless Chromium.
+"""Takes the screenshots of the attention explorer for the documentation, with headless Chromium.
 
-Usage: `python -m viz.screenshots --attention FILE.npy [--image PICTURE] [--out docs]`. Writes
-`explorer-desktop.png` and `explorer-phone.png`, with the head and the word chosen that have the strongest link
-from a word to a region.
+Usage: `python -m viz.screenshots --attention FILE.npy [--image IMAGE] [--out docs]`. Writes `explorer-desktop.png` and
+`explorer-phone.png`, and selects the head and the word with the strongest link from a word to a region.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from common.cli.run import run
 from common.errors import DataError, UsageError
 from common.files import replace_file
 from common.inference.attention import AttentionMaps
-from viz.explorer import find_picture, masked_region_index, masked_token_index, write_page
+from viz.explorer import find_image, region_positions, word_positions, write_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -35,8 +34,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Shot(NamedTuple):
-    """A picture of the page: window in pixels, device pixels per pixel, and colours."""
+class Screenshot(NamedTuple):
+    """File name, window size in CSS pixels, device pixels per CSS pixel, and color scheme."""
 
     name: str
     width: int
@@ -45,18 +44,21 @@ class Shot(NamedTuple):
     scheme: Literal["light", "dark"]
 
 
-SHOTS = (Shot("explorer-desktop", 1280, 900, 1, "light"), Shot("explorer-phone", 360, 780, 2, "dark"))
+SCREENSHOTS = (
+    Screenshot("explorer-desktop", 1280, 900, 1, "light"),
+    Screenshot("explorer-phone", 360, 780, 2, "dark"),
+)
 
 
 def find_chromium() -> str | None:
-    """The path of an installed Chromium or Chrome."""
+    """Returns the path of Chromium or Chrome, or None if neither is installed."""
     names = ("chromium", "chromium-browser", "google-chrome")
     return next(filter(None, map(shutil.which, names)), None)
 
 
 @contextmanager
 def open_chromium() -> Iterator[Browser]:
-    """A headless browser, closed at the end.
+    """Opens a headless browser, and closes it on exit.
 
     Raises:
         UsageError: Chromium or Playwright is missing.
@@ -68,7 +70,7 @@ def open_chromium() -> Iterator[Browser]:
     path = find_chromium()
     if path is None:
         raise UsageError("needs Chromium: apt-get install chromium")
-    root = hasattr(os, "geteuid") and os.geteuid() == 0  # its sandbox does not work for root
+    root = hasattr(os, "geteuid") and os.geteuid() == 0  # the sandbox does not work for root
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"] if root else [])
         try:
@@ -78,11 +80,15 @@ def open_chromium() -> Iterator[Browser]:
 
 
 def strongest_link(record: AttentionMaps) -> tuple[int, int, int]:
-    """Layer, head and word of the largest weight of a word on a region."""
-    words, regions = masked_token_index(record.places), masked_region_index(record.places)
+    """Returns layer, head and position of the word with the largest weight on a region.
+
+    Raises:
+        DataError: there are no words or no regions.
+    """
+    words, regions = word_positions(record.sequence), region_positions(record.sequence)
     if not words or not regions:
         raise DataError(
-            f"{record.places.image_id}: has {len(words)} words and {len(regions)} regions; needs both"
+            f"{record.sequence.image_id}: has {len(words)} words and {len(regions)} regions; needs both"
         )
     block = record.maps[:, :, words][..., regions]
     layer, head, word, _ = np.unravel_index(block.argmax(), block.shape)
@@ -90,49 +96,46 @@ def strongest_link(record: AttentionMaps) -> tuple[int, int, int]:
 
 
 def take_screenshots(browser: Browser, record: AttentionMaps, image: Image.Image | None, out: Path) -> None:
-    """Writes a file for each of `SHOTS` into `out`."""
+    """Writes `SCREENSHOTS` into the folder `out`."""
+    layer, head, word = strongest_link(record)
     with tempfile.TemporaryDirectory() as folder:
-        page_file = Path(folder) / "page.html"
-        write_page(record, image, page_file)
-        for shot in SHOTS:
-            shown = _photograph(browser, page_file.as_uri(), shot, strongest_link(record))
-            picture = shown.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE)
-            replace_file(out / f"{shot.name}.png", partial(picture.save, format="PNG", optimize=True))
-
-
-def _photograph(browser: Browser, address: str, shot: Shot, link: tuple[int, int, int]) -> Image.Image:
-    """Shows a page with the layer, the head and the word of `link` chosen."""
-    layer, head, word = link
-    page = browser.new_page(
-        viewport={"width": shot.width, "height": shot.height},
-        device_scale_factor=shot.density,
-        color_scheme=shot.scheme,
-        reduced_motion="reduce",
-    )
-    page.goto(address)
-    page.locator("#layer").select_option(str(layer))
-    page.locator("#head").select_option(str(head))
-    page.locator(f".chip[data-place='{word}']").evaluate("chip => chip.click()")
-    page.wait_for_selector("#grid[data-milliseconds]")  # all thumbnails are drawn
-    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    content = page.screenshot()
-    page.close()
-    return Image.open(BytesIO(content))
+        page_path = Path(folder) / "page.html"
+        write_page(record, image, page_path)
+        for shot in SCREENSHOTS:
+            page = browser.new_page(
+                viewport={"width": shot.width, "height": shot.height},
+                device_scale_factor=shot.density,
+                color_scheme=shot.scheme,
+                reduced_motion="reduce",
+            )
+            page.goto(page_path.as_uri())
+            page.locator("#layer").select_option(str(layer))
+            page.locator("#head").select_option(str(head))
+            page.locator(f".chip[data-position='{word}']").evaluate("chip => chip.click()")
+            page.wait_for_selector("#grid[data-milliseconds]")  # all thumbnails are drawn
+            # The second frame is after the redraw that the click scheduled.
+            page.evaluate(
+                "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+            )
+            pixels = Image.open(BytesIO(page.screenshot())).convert("RGB")
+            page.close()
+            small = pixels.quantize(256, Image.Quantize.FASTOCTREE)
+            replace_file(out / f"{shot.name}.png", partial(small.save, format="PNG", optimize=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--attention", required=True, type=Path, metavar="FILE.npy", help="maps to show")
-    parser.add_argument("--image", help="their picture (default: where the json says it is)")
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder (default: %(default)s)")
-    given = parser.parse_args(arguments)
-    if not given.out.is_dir():
-        raise UsageError(f"--out {given.out}: no such folder")
-    record = AttentionMaps.load(given.attention)
-    image = find_picture(given.image, record.places)
+    parser.add_argument("--attention", required=True, type=Path, metavar="FILE.npy", help="attention maps")
+    parser.add_argument("--image", help="path of the image (default: the path in the json file)")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="output folder (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    if not args.out.is_dir():
+        raise UsageError(f"--out {args.out}: no such folder")
+    record = AttentionMaps.load(args.attention)
+    image = find_image(args.image, record.sequence)
     with open_chromium() as browser:
-        take_screenshots(browser, record, image, given.out)
+        take_screenshots(browser, record, image, args.out)
 
 
 if __name__ == "__main__":

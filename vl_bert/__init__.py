@@ -2,16 +2,16 @@
 
     import vl_bert
     model = vl_bert.load("cfgs/vqa/base_4x16G_fp32.yaml", "vqa.model")
-    model.predict("street.jpg", "What colour is the car?", "street.json")
+    model.predict("street.jpg", "What color is the car?", "street.json")
 
-This model reads region features: `street.json` is the region file of the picture (`python -m data.extract_regions`);
-with an `extractor`, any boxes do. Models that read pixels need no features.
+This model reads region features: `street.json` is the image's region file (`python -m data.extract_regions` writes it).
+With an `extractor`, boxes without features work as well. Models that read pixels need no features.
 
-`load` returns the class of the task: `VQAPredictor`, `RefCOCOPredictor`, `VCRPredictor`, or `PretrainedModel`; all of
-them `encode` pictures with texts. Where types are checked, `VQAPredictor.load(...)` says what it returns. Several
-pictures are a list of `Query` or `VCRQuery` for `predict_batch` and `encode_batch`, which gives an encoding of each
-choice of a `VCRQuery`. `TorchvisionDetector` is a `finder` of regions, `RegionExtractor` the `extractor` for models
-that read features; both compute on the CPU unless a device is given.
+`load` returns a `VQAPredictor`, `RefCOCOPredictor`, `VCRPredictor` or `PretrainedModel`. All of them `encode` images
+with texts; all but the last `predict`. In type-checked code, use the class: `VQAPredictor.load(...)`. For several
+images, pass a list of `Query` or `VCRQuery` to `predict_batch` or `encode_batch`; the latter returns one encoding per
+choice of a `VCRQuery`. `TorchvisionDetector` is a `detector` of regions, `RegionExtractor` an `extractor` of region
+features; both compute on the CPU unless given a device.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from common.config.schema import ExperimentConfig, load_config
 from common.config.yaml_tree import load_yaml
+from common.data.regions.types import Detector
 from common.errors import ConfigError
 from common.extraction.detector import TorchvisionDetector
 from common.extraction.features import RegionExtractor
-from common.inference.predictor import TrainedModel
+from common.inference.predictor import TrainedModel, default_checkpoint
 from common.inference.queries import Query
 from pretrain.predict import PretrainedModel
 from refcoco.predict import RefCOCOPredictor
@@ -56,11 +59,15 @@ _MODELS: dict[str, type[AnyModel]] = {
 }
 
 
-def model_class(cfg: str | Path, overrides: Sequence[str] = ()) -> type[AnyModel]:
-    """Returns the class that loads the models of a yaml file, by its `DATASET.DATASET`.
+def read_config(cfg: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Reads a yaml file with the schema of its task, which `DATASET.DATASET` determines.
+
+    Args:
+        cfg: yaml file of the experiment.
+        overrides: `KEY.PATH=VALUE` settings that replace values of the file.
 
     Raises:
-        ConfigError: the file cannot be read, or does not name a data set.
+        ConfigError: the file cannot be read, does not name a dataset, or has an invalid value.
     """
     tree = load_yaml(Path(cfg))
     for text in overrides:
@@ -70,45 +77,47 @@ def model_class(cfg: str | Path, overrides: Sequence[str] = ()) -> type[AnyModel
     first = data[0] if isinstance(data, list) and data else data
     name = first.get("DATASET") if isinstance(first, dict) else None
     if name not in _MODELS:
-        raise ConfigError(f"{cfg}: {key}: {name!r}: must be one of {', '.join(_MODELS)}: it tells the task")
-    return _MODELS[name]
+        raise ConfigError(f"{cfg}: {key}: {name!r}: must be one of {', '.join(_MODELS)}")
+    return load_config(_MODELS[name].task_class.config_class, cfg, tree=tree)
 
 
-def read_config(cfg: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Reads a yaml file under the schema of its task.
-
-    Args:
-        cfg: the file.
-        overrides: `KEY.PATH=VALUE` settings on top of it.
-
-    Raises:
-        ConfigError: see `load_config`.
-    """
-    return load_config(model_class(cfg, overrides).task_class.config_class, cfg, overrides)
+def model_class(config: ExperimentConfig) -> type[AnyModel]:
+    """Returns the model class for a configuration, by its `DATASET.DATASET`."""
+    return _MODELS[config.datasets[0].DATASET]
 
 
 def load(
     cfg: str | Path,
     ckpt: str | Path | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     *,
     overrides: Sequence[str] = (),
-    **options: Any,
+    fp16: bool = False,
+    detector: Detector | None = None,
+    extractor: RegionExtractor | None = None,
 ) -> Any:
-    """Loads a trained model for pictures of your own.
+    """Loads a trained model.
 
     Args:
         cfg: yaml file of the experiment.
-        ckpt: its checkpoint; by default the best one of the training run.
-        device: where to compute; by default the first GPU, else the CPU.
-        overrides: `KEY.PATH=VALUE` settings on top of the file.
-        options: others of `TrainedModel.load`.
+        ckpt: checkpoint; by default the best one of the training run.
+        device: cpu or cuda; by default the first GPU, or the CPU if there is none.
+        overrides: `KEY.PATH=VALUE` settings that replace values of the yaml file.
+        fp16: compute in half precision.
+        detector: finds regions in images without boxes; by default a fixed grid, with a warning.
+        extractor: computes region features, for a model that reads features.
 
     Returns:
-        The model, of the class that fits the yaml file.
+        A model of the class that matches the yaml file. Its type is `Any` because the file determines the class;
+        `VQAPredictor.load` and its siblings are typed.
 
     Raises:
-        ConfigError: the yaml file or an override is wrong.
-        CheckpointError: the checkpoint cannot be read, or belongs to another model.
+        UsageError: no such device.
+        ConfigError: the yaml file or an override is invalid.
+        CheckpointError: the checkpoint cannot be read or belongs to another model.
     """
-    return model_class(cfg, overrides).load(cfg, ckpt, device, overrides=overrides, **options)
+    config = read_config(cfg, overrides)
+    path = ckpt or default_checkpoint(config, cfg)
+    return model_class(config).from_config(
+        config, path, device, fp16=fp16, detector=detector, extractor=extractor
+    )

@@ -1,9 +1,9 @@
-"""Answers a question about any picture.
+"""Answers a question about an image.
 
-`python -m vqa.predict --cfg YAML --ckpt CHECKPOINT --image PICTURE --boxes FILE --question "What colour is the car?"`
+`python -m vqa.predict --cfg YAML --ckpt CHECKPOINT --image IMAGE --boxes FILE --question "What color is the car?"`
 
-A model that reads region features needs them: a region file (`--boxes`), or the network that computes them
-(`--features`), with boxes of any kind.
+A model that reads region features needs a region file with features (`--boxes`), or boxes of any kind and the ResNet
+that computes their features (`--features`).
 """
 
 from __future__ import annotations
@@ -15,30 +15,29 @@ from typing import ClassVar
 
 import torch
 
-from common.batch import Batch, TextSequence
-from common.cli.predict import PredictionView, predict_main, predict_parser, read_arguments
+from common.batch import Batch, Sample
+from common.cli.predict import PredictionView, parse_predict_args, predict_main, predict_parser
 from common.cli.run import run
 from common.data.images import ImageSource
 from common.errors import UsageError
-from common.inference.grid import BoxSource
 from common.inference.predictor import Predictor
-from common.inference.queries import ImageWithRegions, Query
+from common.inference.queries import BoxSource, ImageWithRegions, Query
 from common.training.task import AnyTask
-from vqa.dataset import assemble_question
+from vqa.dataset import VQAPreprocessor
 from vqa.model import VQAOutputs
 from vqa.task import VQATask
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, and how likely people would give it; several may be likely."""
+    """An answer with its probability; answers do not exclude each other, so probabilities do not sum to 1."""
 
     text: str
     probability: float
 
 
 class VQAPredictor(Predictor[Query, tuple[Answer, ...]]):
-    """Answers questions from the vocabulary of the model."""
+    """Answers questions from the answer vocabulary."""
 
     task_class: ClassVar[type[AnyTask]] = VQATask
     task: VQATask
@@ -46,54 +45,54 @@ class VQAPredictor(Predictor[Query, tuple[Answer, ...]]):
     def predict(
         self, image: ImageSource, question: str, boxes: BoxSource | None = None, *, top: int = 5
     ) -> tuple[Answer, ...]:
-        """Returns the `top` best answers, the best first; see `Query`.
+        """Returns the `top` most probable answers, best first; see `Query`.
 
         Raises:
-            UsageError: `top` is no whole number of at least 1.
-            DataError: the query cannot be used.
+            UsageError: `top` is not a positive integer.
+            DataError: the query is invalid.
         """
         if not isinstance(top, int) or top < 1:
-            raise UsageError(f"top: {top!r}: must be a whole number of at least 1")
+            raise UsageError(f"top: {top!r}: must be an integer of at least 1")
         return self.predict_batch([Query(image, question, boxes)])[0][:top]
 
-    def text(self, query: Query) -> TextSequence:
-        """`[CLS] question [SEP] [MASK] [SEP]`."""
-        return assemble_question(self.word_ids(query.text), self.task.tokenizer)
+    def sample(self, index: int, image: ImageWithRegions, query: Query) -> Sample:
+        preprocessor = VQAPreprocessor(self.task.config, self.task.tokenizer)
+        return preprocessor(index, image.name, image.prepared, query.text, image.regions)
 
     def predictions(
-        self, outputs: VQAOutputs, batch: Batch, images_with_regions: Sequence[ImageWithRegions]
+        self, outputs: VQAOutputs, batch: Batch, images: Sequence[ImageWithRegions]
     ) -> list[tuple[Answer, ...]]:
-        """All answers to every question but `<unk>`, the best first; of equal ones the first of the vocabulary."""
+        """Returns all answers except `<unk>`, best first; ties keep the order of the vocabulary."""
         vocabulary = self.task.vocabulary
-        sayable = torch.tensor(vocabulary.sayable(), device=outputs.logits.device)
-        logits = outputs.logits.masked_fill(~sayable, -torch.inf)
-        order = logits.argsort(dim=1, descending=True, stable=True)[:, : int(sayable.sum())]
-        shares = logits.sigmoid().gather(1, order)
+        answerable = torch.tensor(vocabulary.sayable(), device=outputs.logits.device)
+        logits = outputs.logits.masked_fill(~answerable, -torch.inf)
+        order = logits.argsort(dim=1, descending=True, stable=True)[:, : int(answerable.sum())]
+        probabilities = logits.sigmoid().gather(1, order)
         return [
-            tuple(Answer(vocabulary.answers[number], share) for number, share in zip(*row, strict=True))
-            for row in zip(order.tolist(), shares.tolist(), strict=True)
+            tuple(Answer(vocabulary.answers[index], value) for index, value in zip(*row, strict=True))
+            for row in zip(order.tolist(), probabilities.tolist(), strict=True)
         ]
 
 
 def main() -> None:
-    """Reads the command line, and prints and draws the answer."""
-    flags = predict_parser("Answer a question about a picture.")
-    flags.add_argument("--question", required=True, help="what to ask")
-    flags.add_argument("--top", type=int, default=5, help="answers to show (default: %(default)s)")
-    args = read_arguments(flags)
+    """Runs the command line."""
+    flags = predict_parser("Answer a question about an image.")
+    flags.add_argument("--question", required=True, help="the question")
+    flags.add_argument("--top", type=int, default=5, help="number of answers to print (default: %(default)s)")
+    args = parse_predict_args(flags)
     if args.top < 1:
         raise UsageError(f"--top: {args.top}: must be at least 1")
 
-    def describe(image_regions: ImageWithRegions, answers: tuple[Answer, ...]) -> PredictionView:
+    def view(image: ImageWithRegions, answers: tuple[Answer, ...]) -> PredictionView:
         best = answers[: args.top]
         return PredictionView(
             lines=[f"{answer.probability:7.1%}  {answer.text}" for answer in best],
             record={"question": args.question, "answers": [asdict(answer) for answer in best]},
-            boxes=image_regions.drawn(),
-            title=f"{args.question} {best[0].text}",
+            boxes=image.to_draw(),
+            caption=f"{args.question} {best[0].text}",
         )
 
-    predict_main(args, VQAPredictor, Query(args.image, args.question, args.boxes), describe)
+    predict_main(args, VQAPredictor, Query(args.image, args.question, args.boxes), view)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Attention maps of a whole split: what `pretrain/vis_attention_maps.py` does (train_eval spec 8.1)."""
+"""Attention maps of a validation split: the command `pretrain/vis_attention_maps.py`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,11 @@ from common.evaluation.evaluator import iterate_outputs
 from common.files import ensure_writable_dir
 from common.inference.attention import (
     AttentionMaps,
-    SequenceSource,
+    SequenceTokens,
     attention_of,
     describe_sequences,
     image_ids,
+    region_labels,
 )
 from common.training.task import AnyTask
 
@@ -36,28 +36,24 @@ logger = logging.getLogger(__name__)
 
 def attention_parser() -> argparse.ArgumentParser:
     """Returns the flags of `vis_attention_maps.py`."""
-    result = parser("Write attention maps of a pre-trained model.")
-    result.add_argument("--cfg", required=True, help="yaml file of the experiment")
-    result.add_argument("--ckpt", help="checkpoint (default: NETWORK.PARTIAL_PRETRAIN)")
-    result.add_argument(
-        "--save-dir", default="./attention_maps", help="folder of the result (default: %(default)s)"
-    )
-    result.add_argument("--limit", type=int, help="pictures to write (default: all)")
-    result.add_argument("--gpus", type=int, nargs="+", metavar="N", help="GPUs to use; -1 for the CPU")
-    result.add_argument(
-        "--dist", action="store_true", help="one of several processes; torchrun describes them"
-    )
-    result.add_argument("--slurm", action="store_true", help="read the description from SLURM's variables")
-    return result
+    flags = parser("Write attention maps of a pre-trained model.")
+    flags.add_argument("--cfg", required=True, help="yaml file of the experiment")
+    flags.add_argument("--ckpt", help="checkpoint (default: NETWORK.PARTIAL_PRETRAIN)")
+    flags.add_argument("--save-dir", default="./attention_maps", help="output folder (default: %(default)s)")
+    flags.add_argument("--limit", type=int, help="number of images (default: all)")
+    flags.add_argument("--gpus", type=int, nargs="+", metavar="N", help="GPUs to use; -1 for the CPU")
+    flags.add_argument("--dist", action="store_true", help="run as one of several processes, under torchrun")
+    flags.add_argument("--slurm", action="store_true", help="read the process group from SLURM's variables")
+    return flags
 
 
 def attention_main(args: argparse.Namespace, task_class: type[AnyTask], overrides: Sequence[str]) -> None:
     """Writes `{save_dir}/attention_probs/{image_id}.npy`, and `.json` beside it, for the validation split.
 
     Args:
-        args: the flags.
-        task_class: of the model.
-        overrides: settings under which a split is read as it is.
+        args: flags of `attention_parser`.
+        task_class: task of the model.
+        overrides: settings that turn off masking.
     """
     settings = [*args.set, *overrides]
     if args.ckpt is not None:
@@ -72,14 +68,14 @@ def attention_main(args: argparse.Namespace, task_class: type[AnyTask], override
     torch.backends.cudnn.enabled = not args.cudnn_off
     folder = ensure_writable_dir(Path(args.save_dir) / "attention_probs", "--save-dir")
     if not config.NETWORK.PARTIAL_PRETRAIN and distributed.is_main():
-        logger.warning("no --ckpt and no NETWORK.PARTIAL_PRETRAIN: these are maps of an untrained model")
+        logger.warning("neither --ckpt nor NETWORK.PARTIAL_PRETRAIN is set: the model is untrained")
     task = task_class(config)
     dataset = task.build_dataset("val")
     model = task.build_model()
     for report in task.load_pretrained(model):
         logger.info("%s", report)
     written = write_maps(task, model.to(device), dataset, device, folder, args.limit)
-    logger.info("%s: attention maps of %d pictures", folder, written)
+    logger.info("%s: attention maps of %d images", folder, written)
 
 
 def write_maps(
@@ -90,15 +86,15 @@ def write_maps(
     folder: Path,
     limit: int | None = None,
 ) -> int:
-    """Writes the maps of the first pictures of a dataset, a share of them in each process; returns their number.
+    """Writes the maps of the first images of a dataset, sharded by rank, and returns their total number.
 
     Args:
-        task: of the model; its validation batch size is used.
-        model: returns `Encoded` with maps.
-        dataset: the pictures.
-        device: of the model.
-        folder: for `{image_id}.npy` and `.json`.
-        limit: how many pictures; None for all.
+        task: provides the batch size and number of workers.
+        model: returns `Encoded` with attention maps.
+        dataset: the images with their captions.
+        device: device of the model.
+        folder: folder of `{image_id}.npy` and `.json`.
+        limit: number of images; None for all.
 
     Raises:
         DataError: a file cannot be written.
@@ -123,11 +119,25 @@ def write_maps(
     )
     whole = bool(task.config.datasets[0].ADD_IMAGE_AS_A_BOX)
     for encoded, batch in iterate_outputs(task, model, loader, device, None):
-        named = []
-        for index in batch.index.tolist():
-            image, kinds = dataset.described(index)
-            named.append(SequenceSource(names[index], image, count(1), kinds))
-        for row, places in enumerate(describe_sequences(batch, encoded, named, task.tokenizer, whole=whole)):
-            AttentionMaps(places, attention_of(encoded, row).numpy()).save(folder)
-    distributed.barrier()  # what follows may read the files
+        # Batches hold resized boxes; files hold original pixels.
+        boxes = (batch.boxes / batch.im_info[batch.num_boxes.rows(), 2:4].repeat(1, 2)).cpu()
+        sizes = (batch.im_info[:, :2] / batch.im_info[:, 2:4]).round().long().tolist()
+        images = []
+        for index, size, own_boxes in zip(
+            batch.index.tolist(), sizes, batch.num_boxes.split(boxes), strict=True
+        ):
+            path, class_names = dataset.described(index)
+            images.append(
+                SequenceTokens(
+                    image_id=names[index],
+                    image=path,
+                    size=tuple(size),
+                    tokens=(),
+                    boxes=tuple(map(tuple, own_boxes.tolist())),
+                    labels=region_labels(range(1, len(own_boxes) + 1 - whole), class_names, whole=whole),
+                )
+            )
+        for row, sequence in enumerate(describe_sequences(batch, encoded, images, task.tokenizer)):
+            AttentionMaps(sequence, attention_of(encoded, row).numpy()).save(folder)
+    distributed.barrier()  # other ranks may still write when this one returns
     return total

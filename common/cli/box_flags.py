@@ -1,4 +1,4 @@
-"""Flags that say where the regions of a picture come from."""
+"""Flags for the source of an image's regions: `--boxes`, or `--detector` with its options."""
 
 from __future__ import annotations
 
@@ -15,28 +15,33 @@ from common.errors import UsageError
 from common.extraction.detector import TorchvisionDetector
 from common.provenance import fingerprint
 
-MakeFinder: TypeAlias = Callable[[torch.device], Detector]
+DetectorFactory: TypeAlias = Callable[[torch.device], Detector]
 
 
 def add_box_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds `--boxes` and the flags of a detector."""
+    """Adds `--boxes`, `--detector` and the options of the detector."""
     parser.add_argument(
         "--boxes",
         metavar="FILE",
-        help="json, folder of region files, or packed file with the boxes (default: the detector's, else a grid)",
+        help="boxes: json file, folder of region files, or packed file (default: run --detector, else use a grid)",
     )
     parser.add_argument(
         "--detector", metavar="NAME", help="torchvision detector, such as fasterrcnn_resnet50_fpn_v2"
     )
-    parser.add_argument("--detector-weights", metavar="FILE", help="its weights; nothing is downloaded")
+    parser.add_argument(
+        "--detector-weights", metavar="FILE", help="weights of the detector; nothing is downloaded"
+    )
     parser.add_argument(
         "--score-threshold",
         type=float,
         default=0.2,
-        help="least confidence of a detected region (default: %(default)s)",
+        help="minimum confidence of a detected region (default: %(default)s)",
     )
     parser.add_argument(
-        "--max-boxes", type=int, default=100, help="most regions of a picture (default: %(default)s)"
+        "--max-boxes",
+        type=int,
+        default=100,
+        help="maximum number of regions per image (default: %(default)s)",
     )
 
 
@@ -44,36 +49,36 @@ def check_box_flags(args: argparse.Namespace) -> None:
     """Checks the flags of `add_box_flags`.
 
     Raises:
-        UsageError: they do not fit together, or a number is out of range.
+        UsageError: flags contradict each other, or a number is out of range.
     """
     if args.boxes and args.detector:
         raise UsageError("--boxes and --detector: give one of them")
     if bool(args.detector) != bool(args.detector_weights):
-        raise UsageError("--detector and --detector-weights: give both, or none of them")
+        raise UsageError("--detector and --detector-weights: give both or neither")
     if not 0 <= args.score_threshold <= 1:
         raise UsageError(f"--score-threshold: {args.score_threshold}: must be from 0 to 1")
     if args.max_boxes < 1:
         raise UsageError(f"--max-boxes: {args.max_boxes}: must be at least 1")
 
 
-def boxes_from_flags(args: argparse.Namespace, pictures: int) -> RegionSource | None:
-    """Opens the file of `--boxes` for a number of pictures; None without one.
+def boxes_from_flags(args: argparse.Namespace, num_images: int) -> RegionSource | None:
+    """Opens the file of `--boxes`; returns None without the flag.
 
     Raises:
-        UsageError: it holds the boxes of one picture, and there are more.
+        UsageError: the file has the boxes of one image, and there are several images.
         DataError: see `RegionSource`.
     """
     boxes = RegionSource(args.boxes) if args.boxes else None
-    if boxes is not None and boxes.is_single_image and pictures > 1:
+    if boxes is not None and boxes.is_single_image and num_images > 1:
         raise UsageError(
-            f"--boxes {args.boxes}: holds the boxes of one picture; for several, give a folder of such files or a "
-            "COCO file"
+            f"--boxes {args.boxes}: has the boxes of one image; for several images, give a folder of region files or "
+            "a COCO file"
         )
     return boxes
 
 
-def box_arguments(args: argparse.Namespace) -> dict[str, str]:
-    """Returns what the flags of `add_box_flags` stand for, see `common.provenance`."""
+def box_provenance(args: argparse.Namespace) -> dict[str, str]:
+    """Returns the flags that determine the regions, for `common.provenance`."""
     if not args.detector:
         return {"--boxes": fingerprint(args.boxes) if args.boxes else "a grid"}
     return {
@@ -84,8 +89,8 @@ def box_arguments(args: argparse.Namespace) -> dict[str, str]:
     }
 
 
-def detector_maker(args: argparse.Namespace) -> MakeFinder:
-    """Returns what makes the detector of the flags of `add_box_flags` on a device; see `TorchvisionDetector`."""
+def detector_factory(args: argparse.Namespace) -> DetectorFactory:
+    """Returns a picklable function that builds the detector of the flags on a device."""
     return partial(
         TorchvisionDetector,
         args.detector,
@@ -95,12 +100,12 @@ def detector_maker(args: argparse.Namespace) -> MakeFinder:
     )
 
 
-def finder_from_flags(args: argparse.Namespace, device: torch.device) -> Detector | None:
-    """Returns the detector that the flags of `add_box_flags` describe; None without one.
+def detector_from_flags(args: argparse.Namespace, device: torch.device) -> Detector | None:
+    """Checks the flags of `add_box_flags` and builds the detector; returns None without `--detector`.
 
     Raises:
         UsageError: see `check_box_flags`.
         CheckpointError: see `TorchvisionDetector`.
     """
     check_box_flags(args)
-    return detector_maker(args)(device) if args.detector else None
+    return detector_factory(args)(device) if args.detector else None

@@ -1,6 +1,6 @@
-"""Attention maps of one picture and one text, on disk and in memory (train_eval spec 8.1).
+"""Attention maps of one image and one text, in memory and on disk.
 
-Letters: L layers, A heads, T text tokens, n regions, S = T + n + 1 places: text, regions, [END].
+Shapes: L layers, A heads, T text tokens, n regions, S = T + n + 1 positions (text, regions, [END]).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,18 +24,21 @@ from common.errors import DataError
 from common.files import replace_file, save_array, writing
 from common.models.visual_linguistic_bert import Encoded
 
+WHOLE_IMAGE = "image"
+"""Label of the region that covers the whole image."""
+
 
 class SequenceTokens(BaseModel):
-    """What stands at the places of a map: `{image_id}.json` beside `{image_id}.npy`.
+    """The positions of an input sequence; stored as `{image_id}.json` beside `{image_id}.npy`.
 
     Attributes:
-        image_id: name of both files.
-        image: path of the picture; empty where it has none.
-        size: width and height of the picture, in pixels.
-        tokens: (T) text tokens as the model reads them, [CLS] and [SEP] included.
-        boxes: (n) x1, y1, x2, y2 in pixels of the picture.
-        labels: (n) what to call each region: `image` for the whole picture, else its number and class.
-        upright: whether the model saw the picture turned as its EXIF data say; else as it is stored.
+        image_id: stem of both file names.
+        image: path of the image; empty if it has none.
+        size: (width, height) of the image in pixels.
+        tokens: (T) text tokens, including [CLS] and [SEP].
+        boxes: (n) x1, y1, x2, y2 in pixels of the image.
+        labels: (n) region labels: `image` for the whole image, else the region's number and class name.
+        upright: True if the model saw the image rotated according to its EXIF orientation, False if as stored.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -50,144 +53,129 @@ class SequenceTokens(BaseModel):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """(S) a name for every place."""
+        """(S) a name for every position."""
         return (*self.tokens, *self.labels, "[END]")
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """What every place looks at.
+    """Attention weights with the sequence that they belong to.
 
     Attributes:
-        places: what stands where.
-        maps: (L, A, S, S) float32; `maps[l, h, i, j]` is how much place i takes from place j, rows sum to 1.
+        sequence: tokens and regions at the S positions.
+        maps: (L, A, S, S) float32; `maps[l, h, i, j]` is the weight of position i on position j; rows sum to 1.
     """
 
-    places: SequenceTokens
+    sequence: SequenceTokens
     maps: NDArray[np.float32]
 
     def save(self, folder: Path) -> Path:
-        """Writes `{image_id}.json` and `{image_id}.npy`, which is returned and appears last.
+        """Writes `{image_id}.json`, then `{image_id}.npy`, and returns the path of the latter.
 
         Args:
-            folder: of the files; made where it is missing.
+            folder: output folder, created if missing.
 
         Raises:
-            DataError: they cannot be written.
+            DataError: the files cannot be written.
         """
-        path = folder / f"{self.places.image_id}.npy"
-        text = self.places.model_dump_json()
-        beside = folder / f"{self.places.image_id}.json"
-        with writing(beside):
+        path = folder / f"{self.sequence.image_id}.npy"
+        json_path = path.with_name(f"{self.sequence.image_id}.json")
+        text = self.sequence.model_dump_json()
+        with writing(json_path):
             folder.mkdir(parents=True, exist_ok=True)
-            replace_file(beside, lambda file: file.write_text(text, encoding="utf-8"))
+            replace_file(json_path, lambda file: file.write_text(text, encoding="utf-8"))
         with writing(path):
             replace_file(path, lambda file: save_array(file, self.maps))
         return path
 
     @classmethod
     def load(cls, path: Path) -> AttentionMaps:
-        """Reads `{image_id}.npy` and the json beside it.
+        """Reads `{image_id}.npy` and the json file beside it.
 
         Raises:
-            DataError: a file is missing or damaged, or they do not belong together.
+            DataError: a file is missing or damaged, or the two do not match.
         """
-        beside = path.with_suffix(".json")
+        json_path = path.with_suffix(".json")
         try:
-            places = SequenceTokens.model_validate_json(beside.read_bytes())
-            maps = _load(path)
+            sequence = SequenceTokens.model_validate_json(json_path.read_bytes())
+            maps = _load_array(path)
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            raise DataError(f"{beside}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-        side = len(places.names)
-        if maps.ndim != 4 or maps.shape[2:] != (side, side):
+            raise DataError(f"{json_path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        length = len(sequence.names)
+        if maps.ndim != 4 or maps.shape[2:] != (length, length):
             raise DataError(
-                f"{path}: has the shape {maps.shape}; expected (layers, heads, {side}, {side}), as {beside} "
-                "names the places"
+                f"{path}: has shape {maps.shape}; expected (layers, heads, {length}, {length}) for the positions in "
+                f"{json_path}"
             )
-        return cls(places, maps.astype(np.float32, copy=False))
+        return cls(sequence, maps.astype(np.float32, copy=False))
 
 
-class SequenceSource(NamedTuple):
-    """What a picture and its regions are called.
+def _load_array(path: Path) -> NDArray[np.floating[Any]]:
+    with path.open("rb") as file:
+        try:
+            maps = np.lib.format.read_array(file, allow_pickle=False)
+        except Exception as error:  # a damaged header raises many exception types
+            raise DataError(f"{path}: not an array of attention maps ({error})") from error
+    if not np.issubdtype(maps.dtype, np.floating):
+        raise DataError(
+            f"{path}: not an array of attention maps (dtype {maps.dtype}, expected floating point)"
+        )
+    return maps
 
-    Attributes:
-        image_id: name of its files.
-        image: path of the picture, if any.
-        numbers: of the regions; there may be more.
-        kinds: class of each region, as far as they are known; of unknown ones an empty text.
-        boxes: x1, y1, x2, y2 of each region in pixels of the picture, the whole picture included; None for those of
-            the batch, taken back from the resized picture.
+
+def region_labels(numbers: Iterable[int], class_names: Sequence[str], *, whole: bool) -> tuple[str, ...]:
+    """Returns the labels of regions, see `SequenceTokens.labels`.
+
+    Args:
+        numbers: number of each region.
+        class_names: class of each region, empty if unknown; may be shorter than `numbers`.
+        whole: whether the whole image is the first region.
     """
-
-    image_id: str
-    image: str
-    numbers: Iterable[int]
-    kinds: Sequence[str]
-    boxes: Sequence[Sequence[float]] | None = None
+    names = chain(class_names, repeat(""))
+    labels = [f"{number} {name}".strip() for number, name in zip(numbers, names, strict=False)]
+    return (WHOLE_IMAGE, *labels) if whole else tuple(labels)
 
 
 def describe_sequences(
-    batch: Batch,
-    encoded: Encoded,
-    named: Sequence[SequenceSource],
-    tokenizer: Tokenizer,
-    *,
-    whole: bool,
-    upright: bool = False,
+    batch: Batch, encoded: Encoded, images: Sequence[SequenceTokens], tokenizer: Tokenizer
 ) -> list[SequenceTokens]:
-    """Tells what stands at the places of every text sequence of a batch.
+    """Returns the tokens and regions of every text sequence of a batch.
 
     Args:
-        batch: the batch.
-        encoded: what the network made of it.
-        named: its pictures.
-        tokenizer: BERT's.
-        whole: whether the first box of each picture is the whole image.
-        upright: see `SequenceTokens`.
+        batch: B images, each with one or several texts.
+        encoded: final states of the batch; the model may have kept only the first regions of an image.
+        images: (B) descriptions of the images and their regions, without tokens.
+        tokenizer: converts ids to tokens.
     """
-    corners = (batch.boxes / batch.im_info[batch.num_boxes.rows(), 2:4].repeat(1, 2)).cpu()
-    sizes = (batch.im_info[:, :2] / batch.im_info[:, 2:4]).round().long().tolist()
-    pictures = list(zip(named, sizes, batch.num_boxes.split(corners), strict=True))
-    texts = zip(
+    rows = zip(
         batch.text.per_image.rows().tolist(),
         batch.text.lengths.split(batch.text.ids.cpu()),
         encoded.num_regions,
         strict=True,
     )
-    found = []
-    for row, ids, count in texts:
-        (image_id, image, numbers, kinds, given), size, placed = pictures[row]
-        boxes = placed.tolist() if given is None else given
-        regions = zip(numbers, chain(kinds, repeat("")), range(len(boxes) - whole), strict=False)
-        labels = ["image"] * whole + [f"{number} {kind}".strip() for number, kind, _ in regions]
-        found.append(
-            SequenceTokens(
-                image_id=image_id,
-                image=image,
-                size=tuple(size),
-                tokens=tuple(tokenizer.tokens(ids.tolist())),
-                boxes=tuple(map(tuple, boxes[:count])),
-                labels=tuple(labels[:count]),
-                upright=upright,
-            )
+    return [
+        images[row].model_copy(
+            update={
+                "tokens": tuple(tokenizer.tokens(ids.tolist())),
+                "boxes": images[row].boxes[:num_regions],
+                "labels": images[row].labels[:num_regions],
+            }
         )
-    return found
+        for row, ids, num_regions in rows
+    ]
 
 
 def attention_of(encoded: Encoded, row: int) -> Tensor:
-    """Returns (L, A, S, S) float32 on the CPU: the maps of one sequence, encoded with `kernel="explicit"`."""
+    """Returns the (L, A, S, S) float32 maps of one sequence on the CPU; needs `kernel="explicit"` when encoding."""
     size = encoded.packing.lengths.sizes[row]
     return torch.stack([layer[row, :, :size, :size].float().cpu() for layer in encoded.output.attention])
 
 
 def image_ids(record_ids: Sequence[str]) -> list[str]:
-    """Returns names for files: the number of a COCO picture, or the name of a file without its ending.
-
-    A picture with several captions has a file for each: `name`, `name-2`, ... No name stands twice.
-    """
+    """Returns a unique file stem for each record: `name`, `name-2`, ... for several texts of one image."""
     names: dict[str, None] = {}
     last: Counter[str] = Counter()
     for record_id in record_ids:
@@ -197,16 +185,3 @@ def image_ids(record_ids: Sequence[str]) -> list[str]:
             name = f"{stem}-{last[stem]}"
         names[name] = None
     return list(names)
-
-
-def _load(path: Path) -> NDArray[np.floating[Any]]:
-    with path.open("rb") as file:
-        try:
-            maps = np.lib.format.read_array(file, allow_pickle=False)
-        except Exception as error:  # a damaged head raises many kinds
-            raise DataError(f"{path}: not an array of attention maps ({error})") from error
-    if not np.issubdtype(maps.dtype, np.floating):
-        raise DataError(
-            f"{path}: not an array of attention maps (it holds {maps.dtype}, no floating-point numbers)"
-        )
-    return maps

@@ -1,17 +1,13 @@
-"""A trained model for pictures of one's own: what it predicts, what it makes of words and regions, where it looks.
-
-Letters: n regions, T text tokens, H hidden width, L layers, A heads, S = T + n + 1 places: text, regions, [END].
-"""
+"""Trained models on the user's own images: predictions, encodings and attention maps."""
 
 from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from itertools import islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
@@ -20,59 +16,55 @@ from PIL import Image
 from typing_extensions import Self, TypeVar
 
 from common.batch import Batch, Sample, TextSequence
-from common.config.schema import load_config
+from common.config.schema import ExperimentConfig, load_config
 from common.data.collate import collate
-from common.data.images import ImageSource, open_image, prepare_image, resize_boxes
+from common.data.images import ImageSource, open_image, prepare_image
 from common.data.regions.reader import prepend_image_box
-from common.data.regions.types import Detector, Regions, detect_each
+from common.data.regions.types import Detector, Regions
+from common.data.samples import build_sample
 from common.devices import device_of
 from common.errors import CheckpointError, DataError
 from common.evaluation.checkpoints import load_model
 from common.extraction.features import RegionExtractor
-from common.inference.attention import SequenceSource, attention_of, describe_sequences, image_ids
-from common.inference.grid import BoxSource, GridDetector, regions_of
-from common.inference.queries import Encoding, ImageWithRegions, Query
+from common.inference.attention import (
+    SequenceTokens,
+    attention_of,
+    describe_sequences,
+    image_ids,
+    region_labels,
+)
+from common.inference.grid import GridDetector
+from common.inference.queries import BoxSource, Encoding, ImageWithRegions, Query, resolve_boxes
 from common.models.fast_rcnn import PRECOMPUTED_DIM
 from common.models.visual_linguistic_model import VisualLinguisticModel
 from common.training import checkpoint
-from common.training.checkpoint import run_folder
 from common.training.precision import Precision, to_float32
 from common.training.task import AnyTask
 
 logger = logging.getLogger(__name__)
 
-
-T = TypeVar("T")
-
-
 QueryT = TypeVar("QueryT", bound="Query")
-
-
 PredictionT = TypeVar("PredictionT")
-
-
 EncodedT = TypeVar("EncodedT", default="Encoding")
 
-
-BATCH = 16
-"""Pictures that are run at once."""
+BATCH_SIZE = 16
 
 
 class TrainedModel(Generic[QueryT, EncodedT]):
-    """A trained model that encodes pictures with texts; what it computes of a query does not depend on the others.
+    """A trained model that encodes images with texts. The result of a query does not depend on its batch.
 
     Args:
-        task: its task, under its configuration.
+        task: the task with its configuration.
         model: the network, on `device`.
-        device: where it computes.
+        device: device of the network.
         precision: number format.
-        finder: finds regions where a query has none; a grid by default, which is announced.
-        extractor: features of regions, for a network that reads features; else a query must bring them.
+        detector: finds regions in images without boxes; by default a fixed grid, with a warning.
+        extractor: computes region features for queries without them, if the network reads features.
 
     Attributes:
         task_class: the task that `load` builds.
-        query_class: what it is asked.
-        first_region: number of the first region of a picture.
+        query_class: type of the queries.
+        first_region: number of the first region of an image.
     """
 
     task_class: ClassVar[type[AnyTask]]
@@ -86,23 +78,24 @@ class TrainedModel(Generic[QueryT, EncodedT]):
         *,
         device: torch.device,
         precision: Precision,
-        finder: Detector | None = None,
+        detector: Detector | None = None,
         extractor: RegionExtractor | None = None,
     ) -> None:
         self.task = task
         self.model = model
         self.device = device
         self.precision = precision
-        self.finder = finder or GridDetector()
+        self.detector = detector or GridDetector()
         self.extractor = extractor
+        self._adds_image_box = bool(task.config.datasets[0].ADD_IMAGE_AS_A_BOX)
         network = task.config.NETWORK
         self._reads_features = network.IMAGE_FEAT_PRECOMPUTED and model.image_feature_extractor is not None
         if extractor is not None and not self._reads_features:
-            logger.warning("this model reads no region features: the network that computes them is not used")
+            logger.warning("this model reads no region features: the feature extractor is not used")
         elif extractor is not None and extractor.feature_dim != PRECOMPUTED_DIM:
             raise CheckpointError(
-                f"the network of region features computes {extractor.feature_dim} numbers for a region; the model "
-                f"reads {PRECOMPUTED_DIM}, as a ResNet-50, 101 or 152 computes"
+                f"the feature extractor computes {extractor.feature_dim} features per region; the model reads "
+                f"{PRECOMPUTED_DIM}, which a ResNet-50, 101 or 152 computes"
             )
 
     @classmethod
@@ -114,322 +107,277 @@ class TrainedModel(Generic[QueryT, EncodedT]):
         *,
         overrides: Sequence[str] = (),
         fp16: bool = False,
-        finder: Detector | None = None,
+        detector: Detector | None = None,
         extractor: RegionExtractor | None = None,
     ) -> Self:
-        """Builds the model of a yaml file and fills it from a checkpoint.
+        """Builds the model of a yaml file and loads a checkpoint.
 
         Args:
             cfg: yaml file of the experiment.
-            ckpt: its checkpoint; by default the best one of the training run.
-            device: where to compute, cpu or cuda; by default the first GPU, else the CPU.
-            overrides: `KEY.PATH=VALUE` settings on top of the file.
+            ckpt: checkpoint; by default the best one of the training run.
+            device: cpu or cuda; by default the first GPU, or the CPU if there is none.
+            overrides: `KEY.PATH=VALUE` settings that replace values of the yaml file.
             fp16: compute in half precision.
-            finder: see `TrainedModel`.
+            detector: see `TrainedModel`.
             extractor: see `TrainedModel`.
 
         Raises:
-            UsageError: there is no such device.
-            ConfigError: the yaml file or an override is wrong.
-            CheckpointError: the checkpoint cannot be read, or belongs to another model.
+            UsageError: no such device.
+            ConfigError: the yaml file or an override is invalid.
+            CheckpointError: the checkpoint cannot be read or belongs to another model.
         """
         config = load_config(cls.task_class.config_class, cfg, overrides)
+        path = ckpt or default_checkpoint(config, cfg)
+        return cls.from_config(config, path, device, fp16=fp16, detector=detector, extractor=extractor)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: ExperimentConfig,
+        ckpt: str | Path,
+        device: str | torch.device | None = None,
+        *,
+        fp16: bool = False,
+        detector: Detector | None = None,
+        extractor: RegionExtractor | None = None,
+    ) -> Self:
+        """Builds the model of a configuration and loads a checkpoint; see `load`."""
         task = cls.task_class(config)
-        where = device_of(device)
-        best = checkpoint.best_file(run_folder(config, cfg, "train"), config.MODEL_PREFIX)
-        model = load_model(task, ckpt or best, where)
+        torch_device = device_of(device)
+        model = load_model(task, ckpt, torch_device)
         assert isinstance(model, VisualLinguisticModel)
-        precision = Precision(where, "fp16" if fp16 else "fp32")
-        return cls(task, model, device=where, precision=precision, finder=finder, extractor=extractor)
+        precision = Precision(torch_device, "fp16" if fp16 else "fp32")
+        return cls(
+            task, model, device=torch_device, precision=precision, detector=detector, extractor=extractor
+        )
 
     def encode(
         self, image: ImageSource, text: str, boxes: BoxSource | None = None, *, attention: bool = False
     ) -> Encoding:
-        """Encodes a picture with a text; see `Query` and `Encoding`."""
-        return self._encoded([self.query(image, text, boxes)], attention)[0][0]
+        """Encodes an image with a text; see `Query` and `Encoding`."""
+        return self._encode([self.query(image, text, boxes)], attention)[0][0]
 
     def encode_batch(self, queries: Iterable[QueryT], *, attention: bool = False) -> list[EncodedT]:
-        """Encodes pictures with texts, several at once; the names of their files of maps are different.
+        """Encodes images with texts, in batches. Image ids in the results are unique.
 
         Returns:
-            The encoding of each query, in their order; of a VCR query a tuple with one of each choice.
+            The encoding of each query in order; for a VCR query a tuple with one encoding per choice.
         """
-        return [self.of_query(encodings) for encodings in self._encoded(queries, attention)]
+        return [self.group_by_query(encodings) for encodings in self._encode(queries, attention)]
 
-    def of_query(self, encodings: list[Encoding]) -> EncodedT:
-        """Returns the only encoding of a query; tasks with several replace it."""
+    def group_by_query(self, encodings: list[Encoding]) -> EncodedT:
+        """Returns the only encoding of a query; tasks with several texts per query override this."""
         (encoding,) = encodings
         return encoding  # type: ignore[return-value]
 
     def query(self, image: ImageSource, text: str, boxes: BoxSource | None = None) -> QueryT:
-        """Returns the query of one text; tasks with queries of their own replace it."""
+        """Returns a query with a single text; tasks with their own query type override this."""
         return Query(image, text, boxes)  # type: ignore[return-value]
 
     def texts(self, query: QueryT) -> dict[str, str]:
-        """Returns what a query says, by what messages call it; all of it must have words."""
+        """Returns the texts of a query by their names in messages; none of them may be empty."""
         return {"its text": query.text}
 
-    def check(self, query: QueryT, *, answered: bool) -> None:
-        """Checks what a query says before its picture is opened.
+    def check(self, query: QueryT, *, predicting: bool) -> None:
+        """Checks the texts of a query before its image is opened.
 
         Args:
             query: of `query_class`.
-            answered: whether it is to be answered, not only encoded.
+            predicting: whether a prediction is requested, not only an encoding.
 
         Raises:
-            DataError: a text is none, or is empty.
+            DataError: a text is not a string or is empty.
         """
-        for what, text in self.texts(query).items():
+        for name, text in self.texts(query).items():
             if not isinstance(text, str):
-                raise DataError(f"{what} is of type {type(text).__name__}; expected str")
+                raise DataError(f"{name} is of type {type(text).__name__}; expected str")
             if not self.word_ids(text):
-                raise DataError(f"{what} is empty; give at least one word")
+                raise DataError(f"{name} is empty; give at least one word")
 
     def text(self, query: QueryT) -> TextSequence:
-        """Returns a query's text as the network reads it: `[CLS] words [SEP]`, unless the task replaces this."""
+        """Returns the text as the model reads it: `[CLS] words [SEP]` unless the task overrides this."""
         tokenizer = self.task.tokenizer
         return TextSequence.plain([tokenizer.cls_id, *self.word_ids(query.text), tokenizer.sep_id])
 
     def word_ids(self, text: str) -> list[int]:
-        """Returns the ids of the word pieces of a text."""
+        """Returns the word-piece ids of a text."""
         return self.task.tokenizer.ids(text)
 
-    def kept(self, image_regions: ImageWithRegions, query: QueryT) -> Sequence[int]:
-        """Returns the places of the regions that the network sees, in its order: all, unless the task replaces this."""
-        return range(len(image_regions.classes))
+    def visible_regions(self, image: ImageWithRegions, query: QueryT) -> Sequence[int]:
+        """Returns the indices of the regions that the model reads, in its order: all by default."""
+        return range(len(image.regions.boxes))
 
-    def sample(self, index: int, image_regions: ImageWithRegions, query: QueryT) -> Sample:
-        """Returns a query as an item of a dataset."""
-        picture = image_regions.picture
-        boxes, features = prepend_image_box(image_regions.regions, picture, add=self._adds_whole)
-        return Sample(
-            index=index,
-            record_id=image_regions.name,
-            image=picture.pixels,
-            padded_size=picture.size[::-1],
-            im_info=picture.im_info,
-            boxes=resize_boxes(boxes, picture.im_info, flipped=False),
-            texts=(self.text(query),),
-            box_features=features,
-        )
+    def sample(self, index: int, image: ImageWithRegions, query: QueryT) -> Sample:
+        """Returns a query as a dataset item."""
+        prepared = image.prepared
+        boxes, features = prepend_image_box(image.regions, prepared, add=self._adds_image_box)
+        texts = [self.text(query)]
+        return build_sample(Sample, index, image.name, prepared, boxes, texts, box_features=features)
 
-    @property
-    def _adds_whole(self) -> bool:
-        return bool(self.task.config.datasets[0].ADD_IMAGE_AS_A_BOX)
-
-    def _results(
-        self,
-        queries: Iterable[QueryT],
-        read: Callable[[Sequence[QueryT], Sequence[ImageWithRegions], Batch], Sequence[T]],
-        *,
-        answered: bool,
-    ) -> Iterator[tuple[ImageWithRegions, T]]:
-        """Yields the image_regions of each query and what `read` makes of it, in their order.
-
-        Queries run together where they have equally many texts.
-        """
-        waiting = list(queries)
-        for number, query in enumerate(waiting, 1):
+    def _batches(
+        self, queries: Iterable[QueryT], *, predicting: bool
+    ) -> Iterator[tuple[list[QueryT], list[ImageWithRegions], Batch]]:
+        """Checks all queries, then yields them in batches with an equal number of texts per query."""
+        pending = list(queries)
+        for number, query in enumerate(pending, 1):
             if not isinstance(query, self.query_class):
-                kind, expected = type(query).__name__, self.query_class.__name__
-                raise DataError(f"query {number} is of type {kind}; this model takes {expected}")
-            with _naming(query.called(number)):
-                self.check(query, answered=answered)
-        for start in range(0, len(waiting), BATCH):
-            part = waiting[start : start + BATCH]
-            images_with_regions = self.see(part, start)
-            samples = []
-            for number, (image_regions, query) in enumerate(
-                zip(images_with_regions, part, strict=True), start
-            ):
-                with _naming(image_regions.name):
-                    sample = self.sample(number, image_regions, query)
+                query_type, expected = type(query).__name__, self.query_class.__name__
+                raise DataError(f"query {number} is of type {query_type}; this model takes {expected}")
+            with _error_prefix(query.display_name(number)):
+                self.check(query, predicting=predicting)
+        for start in range(0, len(pending), BATCH_SIZE):
+            items = []
+            for index, query in enumerate(pending[start : start + BATCH_SIZE], start):
+                image = self.prepare(query, index + 1)
+                with _error_prefix(image.name):
+                    sample = self.sample(index, image, query)
                 if sample.image is not None:
-                    # One padded_size for all: an answer must not depend on the others of the batch.
+                    # Pad to a fixed size: convolutions see the padding, so a result would depend on the batch.
                     sample = replace(sample, padded_size=(max(self.task.config.SCALES),) * 2)
-                samples.append(sample)
-            found: dict[int, T] = {}
-            groups: dict[int, list[int]] = {}
-            for position, sample in enumerate(samples):
-                groups.setdefault(len(sample.texts), []).append(position)
-            for members in groups.values():
-                batch = collate([samples[place] for place in members], Batch).to(self.device)
-                results = read(
-                    [part[place] for place in members],
-                    [images_with_regions[place] for place in members],
-                    batch,
-                )
-                found.update(zip(members, results, strict=True))
-            yield from (
-                (image_regions, found[place]) for place, image_regions in enumerate(images_with_regions)
-            )
+                items.append((query, image, sample))
+            for _, group in groupby(items, key=lambda item: len(item[2].texts)):
+                batch_queries, images, samples = map(list, zip(*group, strict=True))
+                yield batch_queries, images, collate(samples, Batch).to(self.device)
 
-    def see(self, queries: Sequence[QueryT], start: int = 0) -> list[ImageWithRegions]:
-        """Opens the pictures, and finds regions and computes features where a query does not bring them.
+    def prepare(self, query: QueryT, number: int = 1) -> ImageWithRegions:
+        """Opens an image, and detects regions and extracts features if the query has none.
 
         Args:
-            queries: a few.
-            start: how many came before them; pictures without a name are numbered.
+            query: the query.
+            number: name of the image if it has no other.
 
         Raises:
-            DataError: a picture or its regions cannot be used.
+            DataError: the image or its regions are invalid.
         """
-        names = [query.called(number) for number, query in enumerate(queries, start + 1)]
-        images = [open_image(query.image) for query in queries]
-        found = self._find(names, images, queries)
-        extractor = self.model.image_feature_extractor
-        pixels = extractor is not None and extractor.has_pixels
-        return [
-            ImageWithRegions(
-                name,
-                image,
-                prepare_image(image if pixels else None, image.size, self.task.config.SCALES),
-                regions,
+        name = query.display_name(number)
+        image = open_image(query.image)
+        regions = self._regions(query, name, image)
+        network = self.model.image_feature_extractor
+        pixels = image if network is not None and network.has_pixels else None
+        prepared = prepare_image(pixels, image.size, self.task.config.SCALES)
+        return ImageWithRegions(name, image, prepared, regions)
+
+    def _regions(self, query: QueryT, name: str, image: Image.Image) -> Regions:
+        feature_dim = PRECOMPUTED_DIM if self._reads_features else None
+        source, hint = query.boxes, ""
+        if source is None:
+            if self._reads_features and self.extractor is None:
+                raise _missing_features(name)
+            with _error_prefix(name):
+                (source,) = self.detector([image])
+            threshold = getattr(self.detector, "score_threshold", None)
+            if threshold is not None:
+                hint = f" with a confidence of at least {threshold:g} (--score-threshold)"
+        regions = resolve_boxes(source, name, image.size, feature_dim)
+        if self._reads_features and regions.features is None:
+            if self.extractor is None:
+                raise _missing_features(name)
+            ((features, image_feature),) = self.extractor([image], [regions.boxes])
+            regions = regions._replace(features=features, image_feature=image_feature)
+        if self._adds_image_box and not len(regions.boxes):
+            logger.warning("%s: no regions%s: the model reads only the whole image", name, hint)
+        return regions
+
+    def _encode(self, queries: Iterable[QueryT], attention: bool) -> list[list[Encoding]]:
+        """Returns the encodings of each query, one per text."""
+        results: list[list[Encoding]] = []
+        for batch_queries, images, batch in self._batches(queries, predicting=False):
+            model = self.model
+            with torch.inference_mode(), self.precision.autocast():
+                encoded = model.encode(
+                    batch, model.region_features(batch), kernel="explicit" if attention else "auto"
+                )
+                bert = model.vlbert
+                pooled = encoded.first() if bert.pooler is None else bert.pool(encoded)
+            described = list(map(self._describe, images, batch_queries))
+            rows = zip(
+                describe_sequences(batch, encoded, described, self.task.tokenizer),
+                batch.text.lengths.split(to_float32(encoded.text()).cpu()),
+                torch.split(to_float32(encoded.regions()).cpu(), encoded.num_regions),
+                to_float32(pooled).cpu(),
+                strict=True,
             )
-            for name, image, regions in zip(names, images, found, strict=True)
-        ]
-
-    def _find(
-        self, names: Sequence[str], images: Sequence[Image.Image], queries: Sequence[QueryT]
-    ) -> list[Regions]:
-        """Returns the regions of each image."""
-        missing = [number for number, query in enumerate(queries) if query.boxes is None]
-        if missing and self._reads_features and self.extractor is None:
-            raise _no_features(names[missing[0]])
-        looked: dict[int, Regions] = {}
-        pictures = [(names[number], images[number]) for number in missing]
-        for number, one in zip(missing, detect_each(self.finder, pictures), strict=True):
-            if isinstance(one, DataError):
-                raise one
-            looked[number] = one
-        width = PRECOMPUTED_DIM if self._reads_features else None
-        found = [
-            regions_of(looked.get(number, query.boxes), name, image.size, width)  # type: ignore[arg-type]
-            for number, (name, image, query) in enumerate(zip(names, images, queries, strict=True))
-        ]
-        if self._reads_features:
-            found = self._with_features(names, images, found)
-        for number, (name, regions) in enumerate(zip(names, found, strict=True)):
-            if self._adds_whole and not len(regions.boxes):
-                least = getattr(self.finder, "score_threshold", None) if number in looked else None
-                why = "" if least is None else f" with a confidence of at least {least:g} (--score-threshold)"
-                logger.warning("%s: has no regions%s: the model sees the whole picture alone", name, why)
-        return found
-
-    def _with_features(
-        self, names: Sequence[str], images: Sequence[Image.Image], found: list[Regions]
-    ) -> list[Regions]:
-        """Returns the regions of each picture, with features."""
-        bare = [number for number, regions in enumerate(found) if regions.features is None]
-        if not bare:
-            return found
-        if self.extractor is None:
-            raise _no_features(names[bare[0]])
-        computed = self.extractor(
-            [images[number] for number in bare], [found[number].boxes for number in bare]
-        )
-        for number, (features, whole) in zip(bare, computed, strict=True):
-            found[number] = found[number]._replace(features=features, image_feature=whole)
-        return found
-
-    def _encoded(self, queries: Iterable[QueryT], attention: bool) -> list[list[Encoding]]:
-        """Returns the encodings of each query, in their order."""
-        read = partial(self._encode, attention=attention)
-        found = [encodings for _, encodings in self._results(queries, read, answered=False)]
-        names = iter(image_ids([one.places.image_id for encodings in found for one in encodings]))
+            encodings = [
+                Encoding(
+                    sequence=sequence,
+                    text=text,
+                    regions=regions,
+                    pooled=first,
+                    attention=attention_of(encoded, row) if attention else None,
+                )
+                for row, (sequence, text, regions, first) in enumerate(rows)
+            ]
+            for num_texts in batch.text.per_image.sizes:
+                results.append(encodings[:num_texts])
+                del encodings[:num_texts]
+        names = iter(image_ids([item.sequence.image_id for encodings in results for item in encodings]))
         return [
             [
-                replace(one, places=one.places.model_copy(update={"image_id": next(names)}))
-                for one in encodings
+                replace(item, sequence=item.sequence.model_copy(update={"image_id": next(names)}))
+                for item in encodings
             ]
-            for encodings in found
+            for encodings in results
         ]
 
-    def _encode(
-        self,
-        queries: Sequence[QueryT],
-        images_with_regions: Sequence[ImageWithRegions],
-        batch: Batch,
-        *,
-        attention: bool,
-    ) -> list[list[Encoding]]:
-        model, bert = self.model, self.model.vlbert
-        with torch.inference_mode(), self.precision.autocast():
-            encoded = model.encode(
-                batch, model.region_features(batch), kernel="explicit" if attention else "auto"
-            )
-            pooled = encoded.first() if bert.pooler is None else bert.pool(encoded)
-        columns = zip(
-            describe_sequences(
-                batch,
-                encoded,
-                list(map(self._named, images_with_regions, queries)),
-                self.task.tokenizer,
-                whole=self._adds_whole,
-                upright=True,
+    def _describe(self, image: ImageWithRegions, query: QueryT) -> SequenceTokens:
+        """Returns the image and the regions that the model reads, without text tokens."""
+        visible = list(self.visible_regions(image, query))
+        class_names = image.class_names()
+        boxes = [tuple(box) for box in image.regions.boxes[visible].tolist()]
+        return SequenceTokens(
+            image_id=image.name,
+            image=query.path,
+            size=image.image.size,
+            tokens=(),
+            boxes=(image.prepared.whole, *boxes) if self._adds_image_box else tuple(boxes),
+            labels=region_labels(
+                [self.first_region + index for index in visible],
+                [class_names[index] for index in visible],
+                whole=self._adds_image_box,
             ),
-            batch.text.lengths.split(to_float32(encoded.text()).cpu()),
-            torch.split(to_float32(encoded.regions()).cpu(), encoded.num_regions),
-            to_float32(pooled).cpu(),
-            strict=True,
+            upright=True,
         )
-        rows = iter(
-            [
-                Encoding(*states, attention_of(encoded, row) if attention else None)
-                for row, states in enumerate(columns)
-            ]
-        )
-        return [list(islice(rows, texts)) for texts in batch.text.per_image.sizes]
-
-    def _named(self, image_regions: ImageWithRegions, query: QueryT) -> SequenceSource:
-        """Says what a image_regions and its regions are called, and where they are."""
-        kept, kinds = self.kept(image_regions, query), image_regions.kinds()
-        boxes = image_regions.regions.boxes[list(kept)].tolist()
-        return SequenceSource(
-            image_regions.name,
-            query.path,
-            [self.first_region + place for place in kept],
-            [kinds[place] for place in kept],
-            [image_regions.picture.whole, *boxes] if self._adds_whole else boxes,
-        )
-
-
-@contextmanager
-def _naming(picture: str) -> Iterator[None]:
-    """Says of an error which picture it concerns."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{picture}: {error}") from error
-
-
-def _no_features(picture: str) -> DataError:
-    return DataError(
-        f"{picture}: this model reads region features (NETWORK.IMAGE_FEAT_PRECOMPUTED), and none are given: give a "
-        "region file that has them (boxes=, --boxes), or the network that computes them (extractor=, --features)"
-    )
 
 
 class Predictor(TrainedModel[QueryT, EncodedT], ABC, Generic[QueryT, PredictionT, EncodedT]):
-    """A trained model that also answers."""
+    """A trained model with predictions."""
 
     def predict_batch(self, queries: Iterable[QueryT]) -> list[PredictionT]:
-        """Returns one prediction for each query, in their order."""
-        return [prediction for _, prediction in self.answers(queries)]
+        """Returns one prediction per query, in order."""
+        return [prediction for _, prediction in self.predictions_with_images(queries)]
 
-    def answers(self, queries: Iterable[QueryT]) -> Iterator[tuple[ImageWithRegions, PredictionT]]:
-        """Yields the image_regions and the prediction of each query, in their order."""
-        return self._results(queries, self._answer, answered=True)
-
-    def _answer(
-        self, queries: Sequence[QueryT], images_with_regions: Sequence[ImageWithRegions], batch: Batch
-    ) -> list[PredictionT]:
-        with torch.inference_mode(), self.precision.autocast():
-            outputs = to_float32(self.model(batch))
-        return self.predictions(outputs, batch, images_with_regions)
+    def predictions_with_images(
+        self, queries: Iterable[QueryT]
+    ) -> Iterator[tuple[ImageWithRegions, PredictionT]]:
+        """Yields the image and the prediction of each query, in order."""
+        for _, images, batch in self._batches(queries, predicting=True):
+            with torch.inference_mode(), self.precision.autocast():
+                outputs = to_float32(self.model(batch))
+            yield from zip(images, self.predictions(outputs, batch, images), strict=True)
 
     @abstractmethod
     def predictions(
-        self, outputs: Any, batch: Batch, images_with_regions: Sequence[ImageWithRegions]
+        self, outputs: Any, batch: Batch, images: Sequence[ImageWithRegions]
     ) -> list[PredictionT]:
-        """Reads what the network says of a batch."""
+        """Converts the model outputs of a batch to one prediction per image."""
+
+
+def default_checkpoint(config: ExperimentConfig, cfg: str | Path) -> Path:
+    """Returns the path of the best checkpoint of the training run of a yaml file."""
+    return checkpoint.best_file(checkpoint.run_folder(config, cfg, "train"), config.MODEL_PREFIX)
+
+
+@contextmanager
+def _error_prefix(name: str) -> Iterator[None]:
+    """Prefixes data errors with the name of the image."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+
+
+def _missing_features(name: str) -> DataError:
+    return DataError(
+        f"{name}: this model reads region features (NETWORK.IMAGE_FEAT_PRECOMPUTED), and the query has none: pass a "
+        "region file with features (boxes=, --boxes) or a feature extractor (extractor=, --features)"
+    )

@@ -120,7 +120,7 @@ def test_killed_at_half_and_started_again_it_ends_with_the_same_bytes(
         time.sleep(0.05)
     else:
         pytest.fail("processes are left")
-    assert log.read_text().count("a grid of 14 regions stands in") == 1
+    assert log.read_text().count("using a grid of 14 regions") == 1
     assert enough <= begun(out)
     assert not (out / f"{PICTURES - 1:08d}.json").exists()
     assert not out.is_file()
@@ -273,7 +273,7 @@ def test_pictures_of_all_kinds(checkpoint, tmp_path, caplog):
     [
         (["--weights", "x"], 2, "give --weights FILE, or --cfg YAML with --ckpt FILE"),
         (["--boxes", "x", "--detector", "y"], 2, "--boxes and --detector: give one of them"),
-        (["--boxes", "{one}"], 2, "holds the boxes of one picture; for several, give a folder"),
+        (["--boxes", "{one}"], 2, "has the boxes of one image; for several images, give a folder"),
         (["--boxes", "none.json"], 1, "none.json: cannot be read"),
         (["--detector", "yolo", "--detector-weights", "x"], 2, "--detector: yolo: no such detector"),
         (

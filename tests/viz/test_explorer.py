@@ -1,5 +1,4 @@
 import base64
-import errno
 import html
 import json
 import re
@@ -24,10 +23,14 @@ def data_of(page: str) -> dict:
 
 
 def weights_of(data: dict) -> np.ndarray:
-    """The weights as the page decodes them."""
+    """Decodes the weights as the page does."""
     codes = np.frombuffer(zlib.decompress(base64.b64decode(data["weights"])), np.uint8)
-    side = len(data["tokens"]) + len(data["labels"]) + 1
-    return ((codes / 255) ** 2).reshape(data["layers"], data["heads"], side, side)
+    length = len(data["tokens"]) + len(data["labels"]) + 1
+    return ((codes / 255) ** 2).reshape(data["layers"], data["heads"], length, length)
+
+
+def image_of(data: dict) -> Image.Image:
+    return Image.open(BytesIO(base64.b64decode(data["image"].partition(",")[2])))
 
 
 def written(folder: Path, record: AttentionMaps, image: Image.Image | None = None) -> str:
@@ -45,11 +48,10 @@ def small(**changes: object) -> AttentionMaps:
         "boxes": ((0.0, 0.0, 39.0, 29.0), (10.0, 5.0, 19.0, 14.0)),
         "labels": ("image", "1 car"),
     }
-    places = SequenceTokens(**{**fields, **changes})
-    return AttentionMaps(places, np.full((1, 1, 6, 6), 1 / 6, np.float32))
+    return AttentionMaps(SequenceTokens(**{**fields, **changes}), np.full((1, 1, 6, 6), 1 / 6, np.float32))
 
 
-def test_the_page_holds_everything(tmp_path):
+def test_page_contains_record_and_image(tmp_path):
     record = small()
     record.maps[0, 0, 1] = [0, 0.5, 0, 0, 0.25, 0.25]
     data = data_of(written(tmp_path, record, Image.new("RGB", (40, 30), "red")))
@@ -62,57 +64,55 @@ def test_the_page_holds_everything(tmp_path):
     assert data["image"].startswith("data:image/jpeg;base64,")
 
 
-def test_a_page_asks_for_nothing_from_elsewhere(tmp_path):
+def test_page_loads_no_external_resource(tmp_path):
     page = written(tmp_path, small())
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
     assert "default-src 'none'" in page
     assert not re.search(r"https?://|url\(|@import|import\(", page)
 
 
-def test_error_of_the_stored_weights(tmp_path):
+def test_stored_weights_have_small_error(tmp_path):
     record = example(2, 3)
     error = np.abs(weights_of(data_of(written(tmp_path, record))) - record.maps)
     assert error.max() < 0.004
     assert error[record.maps < 0.01].max() < 0.0004
 
 
-def test_pages_of_a_base_model_stay_below_five_megabytes(tmp_path):
-    # 100 places, noise for weights and picture: nothing that compresses.
+@pytest.mark.integration
+def test_base_model_page_is_below_five_megabytes(tmp_path):
+    # 100 positions; noise in weights and image does not compress.
     record = example(words=60, regions=36)
     generator = np.random.default_rng(0)
     noise = generator.random(record.maps.shape, np.float32)
     record = replace(record, maps=noise / noise.sum(-1, keepdims=True))
-    picture = Image.fromarray(generator.integers(0, 256, (960, 1280, 3), np.uint8))
-    page = written(tmp_path, record, picture)
+    image = Image.fromarray(generator.integers(0, 256, (960, 1280, 3), np.uint8))
+    page = written(tmp_path, record, image)
     assert len(page.encode()) < 5_000_000
     assert data_of(page)["image"] is not None
 
 
-def test_a_large_page_says_so(tmp_path, caplog):
+@pytest.mark.integration
+def test_large_page_warns(tmp_path, caplog):
     record = example(1, 2, words=126, regions=149)
     written(tmp_path, record)
     assert caplog.messages == []
-    again = {"maps": np.tile(record.maps, (12, 6, 1, 1))}
-    page = written(tmp_path, replace(record, **again))
-    assert 5_000_000 < len(page) < 7_500_000  # 8 million where deflate looks for repeats, as noise has none
+    page = written(tmp_path, replace(record, maps=np.tile(record.maps, (12, 6, 1, 1))))
+    assert 5_000_000 < len(page) < 7_500_000  # 8 million with the default deflate strategy
     (message,) = caplog.messages
-    assert re.search(
-        r"page\.html: has \d MB: 279 places in 144 heads; fewer regions or a shorter text", message
-    )
+    assert re.search(r"page\.html: \d MB for 279 positions in 144 heads; use fewer regions", message)
 
 
-def test_large_pictures_are_made_smaller(tmp_path):
-    page = written(tmp_path, small(), Image.new("RGB", (2000, 1500)))
-    content = base64.b64decode(data_of(page)["image"].partition(",")[2])
-    assert Image.open(BytesIO(content)).size == (1000, 750)
+def test_large_image_is_scaled_down(tmp_path):
+    data = data_of(written(tmp_path, small(), Image.new("RGB", (2000, 1500))))
+    assert image_of(data).size == (1000, 750)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P"])
-def test_pictures_of_any_mode(tmp_path, mode):
+def test_image_modes(tmp_path, mode):
     assert data_of(written(tmp_path, small(), Image.new(mode, (40, 30))))["image"] is not None
 
 
-def test_nothing_in_the_data_becomes_html(tmp_path):
+def test_data_is_never_parsed_as_html(tmp_path):
     token, label, name = '</script><script>alert("1")</script>', '1 <!--"&\\ 猫', "$data<b>é"
     record = small(image_id=name, tokens=("[CLS]", token, "[SEP]"), labels=("image", label))
     page = written(tmp_path, record)
@@ -122,12 +122,11 @@ def test_nothing_in_the_data_becomes_html(tmp_path):
     assert f"<title>{html.escape('Attention ' + name)}</title>" in page
 
 
-def test_roberta_tokens_and_missing_sides(tmp_path):
-    data = data_of(written(tmp_path, small(tokens=("<s>", "Ġa", "</s>"))))
-    assert data["words"] == [1]
-    places = small().places.model_copy(update={"boxes": (), "labels": ()})
-    text = AttentionMaps(places, np.full((1, 1, 4, 4), 0.25, np.float32))
-    assert data_of(written(tmp_path, text))["regions"] == []
+def test_roberta_tokens_and_text_without_regions(tmp_path):
+    assert data_of(written(tmp_path, small(tokens=("<s>", "Ġa", "</s>"))))["words"] == [1]
+    sequence = small().sequence.model_copy(update={"boxes": (), "labels": ()})
+    text_only = AttentionMaps(sequence, np.full((1, 1, 4, 4), 0.25, np.float32))
+    assert data_of(written(tmp_path, text_only))["regions"] == []
 
 
 @pytest.mark.parametrize(
@@ -140,42 +139,36 @@ def test_roberta_tokens_and_missing_sides(tmp_path):
         (small(boxes=((0.0, 0.0, 1.0, 1.0),)), "1 boxes but 2 labels"),
     ],
 )
-def test_records_that_do_not_hold_together(tmp_path, record, message):
+def test_inconsistent_record_raises(tmp_path, record, message):
     with pytest.raises(DataError, match=message):
         written(tmp_path, record)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_picture(tmp_path):
-    with pytest.raises(DataError, match="40 × 30 pixels, this one has 30 × 40"):
+def test_image_must_have_recorded_aspect_ratio(tmp_path):
+    with pytest.raises(DataError, match="40 × 30 pixels; this one has 30 × 40"):
         written(tmp_path, small(), Image.new("RGB", (30, 40)))
-    written(tmp_path, small(), Image.new("RGB", (80, 60)))  # scaled is fine
+    written(tmp_path, small(), Image.new("RGB", (80, 60)))  # a scaled image is accepted
 
 
-def test_a_picture_that_its_camera_turned(tmp_path):
-    # The size does not tell it: a user's own picture is read as it is shown, one of a data set as it is stored.
-    turned = Image.new("RGB", (40, 40), "blue")
-    turned.paste("red", (0, 0, 40, 20))
+def test_exif_orientation_is_applied_if_model_saw_image_upright(tmp_path):
+    # A square image, whose size does not tell whether it was rotated.
+    image = Image.new("RGB", (40, 40), "blue")
+    image.paste("red", (0, 0, 40, 20))
     exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn clockwise: the top is at the right
-    turned.save(tmp_path / "turned.png", exif=exif)
-    for upright, right, top in ((True, True, False), (False, False, True)):
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise: top becomes right
+    image.save(tmp_path / "image.png", exif=exif)
+    for upright, right_is_red, top_is_red in ((True, True, False), (False, False, True)):
         record = small(size=(40, 40), upright=upright)
-        page = written(tmp_path, record, explorer.find_picture(str(tmp_path / "turned.png"), record.places))
-        shown = Image.open(BytesIO(base64.b64decode(data_of(page)["image"].partition(",")[2])))
-        assert [shown.getpixel(at)[0] > 200 for at in ((38, 38), (2, 2))] == [right, top]
+        opened = explorer.find_image(str(tmp_path / "image.png"), record.sequence)
+        shown = image_of(data_of(written(tmp_path, record, opened)))
+        assert [shown.getpixel(xy)[0] > 200 for xy in ((38, 38), (2, 2))] == [right_is_red, top_is_red]
 
 
-def test_a_disk_that_is_full(tmp_path, monkeypatch):
-    def full(path, fill):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(explorer, "replace_file", full)
-    with pytest.raises(DataError, match=r"page.html: cannot be written \(No space left on device\)"):
+def test_unwritable_page_raises(tmp_path):
+    (tmp_path / "page.html").mkdir()
+    with pytest.raises(DataError, match=r"page.html: cannot be written \(Is a directory\)"):
         explorer.write_page(small(), None, tmp_path / "page.html")
-
-
-# The command line.
 
 
 def command(*arguments: object) -> int:
@@ -188,62 +181,44 @@ def maps(tmp_path):
     return small(image=str(tmp_path / "car.png")).save(tmp_path)
 
 
-def test_the_recorded_picture_is_taken(tmp_path, maps, capsys):
-    assert command("--attention", maps, "--out", tmp_path / "page.html") == 0
+def test_command_finds_recorded_image(tmp_path, maps, capsys):
+    flags = ("--attention", maps, "--out", tmp_path / "page.html")
+    assert command(*flags) == 0
     assert data_of((tmp_path / "page.html").read_text())["image"] is not None
     assert "page.html: 0.0 MB" in capsys.readouterr().out
-
-
-def test_the_recorded_picture_may_be_gone(tmp_path, maps, capsys):
-    (tmp_path / "car.png").unlink()
-    assert command("--attention", maps, "--out", tmp_path / "page.html") == 0
+    (tmp_path / "car.png").rename(tmp_path / "moved.png")
+    assert command(*flags) == 0
     assert data_of((tmp_path / "page.html").read_text())["image"] is None
-    assert "give it with --image" in capsys.readouterr().out
+    assert "pass it with --image" in capsys.readouterr().out
+    assert command(*flags, "--image", tmp_path / "moved.png") == 0
+    assert data_of((tmp_path / "page.html").read_text())["image"] is not None
 
 
-def test_what_the_page_is_made_from_is_not_overwritten(tmp_path, maps, capsys):
-    picture = tmp_path / "car.png"
-    for out in (maps, tmp_path / "../" / tmp_path.name / "small.json", picture):
+def test_command_does_not_overwrite_its_input(tmp_path, maps, capsys):
+    image = tmp_path / "car.png"
+    for out in (maps, tmp_path / "../" / tmp_path.name / "small.json", image):
         before = out.read_bytes()
-        assert command("--attention", maps, "--image", picture, "--out", out) == 2
-        assert "would overwrite an input; name another file" in capsys.readouterr().err
+        assert command("--attention", maps, "--image", image, "--out", out) == 2
+        assert "would overwrite" in capsys.readouterr().err
         assert out.read_bytes() == before
 
 
-def test_a_folder_that_is_missing(tmp_path, maps, capsys):
-    assert command("--attention", maps, "--out", tmp_path / "none/page.html") == 2
-    assert "none/page.html: no such directory" in capsys.readouterr().err
-
-
-def test_another_place_of_the_picture(tmp_path, maps):
-    (tmp_path / "car.png").rename(tmp_path / "moved.png")
-    picture = ("--image", tmp_path / "moved.png")
-    assert command("--attention", maps, *picture, "--out", tmp_path / "page.html") == 0
-    assert data_of((tmp_path / "page.html").read_text())["image"] is not None
-
-
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "flags", "status", "message"),
     [
-        (lambda folder: (folder / "small.npy").unlink(), "small.npy: cannot be read"),
-        (lambda folder: (folder / "small.json").unlink(), "small.json: cannot be read"),
-        (lambda folder: (folder / "small.npy").write_bytes(b"no"), "small.npy: not an array"),
-        (lambda folder: np.save(folder / "small.npy", np.zeros((2, 2))), r"small.npy: has the shape (2, 2)"),
+        (None, ("--out", "none/page.html"), 2, "none/page.html: "),
+        (None, ("--image", "missing.jpg"), 1, "missing.jpg"),
+        (lambda: Path("car.png").write_bytes(b"no image"), ("--image", "car.png"), 1, "car.png"),
+        (lambda: Path("small.npy").unlink(), (), 1, "small.npy: cannot be read"),
+        (lambda: Path("small.json").unlink(), (), 1, "small.json: cannot be read"),
+        (lambda: Path("small.npy").write_bytes(b"no"), (), 1, "small.npy: not an array"),
+        (lambda: np.save("small.npy", np.zeros((2, 2))), (), 1, "small.npy: has shape (2, 2)"),
     ],
 )
-def test_maps_that_cannot_be_read(tmp_path, maps, capsys, spoil, message):
-    spoil(tmp_path)
-    assert command("--attention", maps, "--out", tmp_path / "page.html") == 1
-    printed = capsys.readouterr()
-    assert message in printed.err
-    assert not (tmp_path / "page.html").exists()
-
-
-@pytest.mark.parametrize("content", [None, b"no picture"])
-def test_a_picture_that_cannot_be_read(tmp_path, maps, capsys, content):
-    given = tmp_path / "given.jpg"
-    if content is not None:
-        given.write_bytes(content)
-    assert command("--attention", maps, "--image", given, "--out", tmp_path / "page.html") == 1
-    assert "given.jpg" in capsys.readouterr().err
+def test_command_bad_input(tmp_path, maps, monkeypatch, capsys, damage, flags, status, message):
+    monkeypatch.chdir(tmp_path)
+    if damage:
+        damage()
+    assert command("--attention", "small.npy", "--out", "page.html", *flags) == status
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()

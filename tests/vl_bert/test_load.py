@@ -1,4 +1,4 @@
-"""Which task a yaml file belongs to."""
+"""Selection of the task by the yaml file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import vl_bert
 from common.errors import ConfigError
 from tests.world import ROOT
 
-OF_FOLDER = {
+MODELS = {
     "vcr": vl_bert.VCRPredictor,
     "vqa": vl_bert.VQAPredictor,
     "refcoco": vl_bert.RefCOCOPredictor,
@@ -17,9 +17,8 @@ OF_FOLDER = {
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "cfgs").rglob("*.yaml")), ids=lambda path: path.stem)
-def test_every_configuration_of_this_repository(path):
-    assert vl_bert.model_class(path) is OF_FOLDER[path.parent.name]
-    assert vl_bert.read_config(path).TRAIN is not None
+def test_model_class_of_repository_configs(path):
+    assert vl_bert.model_class(vl_bert.read_config(path)) is MODELS[path.parent.name]
 
 
 @pytest.mark.parametrize(
@@ -30,12 +29,13 @@ def test_every_configuration_of_this_repository(path):
         ("DATASET: []", "DATASET.0.DATASET: None: must be one of vcr, vqa, "),
     ],
 )
-def test_a_file_that_does_not_tell(tmp_path, text, message):
+def test_read_config_without_known_dataset_raises(tmp_path, text, message):
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
-        vl_bert.model_class(tmp_path / "x.yaml")
+        vl_bert.read_config(tmp_path / "x.yaml")
 
 
-def test_a_setting_tells(tmp_path):
-    (tmp_path / "x.yaml").write_text("TRAIN: {}")
-    assert vl_bert.model_class(tmp_path / "x.yaml", ["DATASET.DATASET=vqa"]) is vl_bert.VQAPredictor
+def test_read_config_override_selects_task(tmp_path):
+    (tmp_path / "x.yaml").write_text("_BASE_: %s\nDATASET: {DATASET: null}" % (ROOT / "cfgs/vqa/toy.yaml"))
+    config = vl_bert.read_config(tmp_path / "x.yaml", ["DATASET.DATASET=vqa"])
+    assert vl_bert.model_class(config) is vl_bert.VQAPredictor

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision.models import get_model
 
-from common.cli.box_flags import add_box_flags, finder_from_flags
+from common.cli.box_flags import add_box_flags, detector_from_flags
 from common.data.coco import CLASS_NAMES
 from common.errors import CheckpointError, DataError, UsageError
 from common.extraction.detector import TorchvisionDetector, detector_names
@@ -107,7 +107,7 @@ def test_from_flags(file):
         "--score-threshold",
         "0",
     ]
-    finder = finder_from_flags(parser.parse_args(flags), CPU)
+    finder = detector_from_flags(parser.parse_args(flags), CPU)
     assert [len(found.boxes) for found in finder(pictures())] == [2, 2, 2]
 
 

@@ -1,4 +1,4 @@
-"""Attention maps on disk, and what stands at their places."""
+"""Attention maps on disk, and the description of their positions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 import json
 import resource
 import zipfile
-from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,17 +13,16 @@ import pytest
 import torch
 
 from common.batch import Batch, Lengths, Text
-from common.data.images import size_info
 from common.errors import DataError
 from common.inference.attention import (
     AttentionMaps,
-    SequenceSource,
     SequenceTokens,
     describe_sequences,
     image_ids,
+    region_labels,
 )
 
-PLACES = SequenceTokens(
+SEQUENCE = SequenceTokens(
     image_id="139",
     image="139.jpg",
     size=(40, 30),
@@ -37,52 +35,48 @@ MAPS = np.random.default_rng(0).random((2, 3, 6, 6), dtype=np.float32)
 
 @pytest.fixture
 def saved(tmp_path):
-    return AttentionMaps(PLACES, MAPS).save(tmp_path)
+    return AttentionMaps(SEQUENCE, MAPS).save(tmp_path / "new/folder")
 
 
-def test_there_and_back(saved):
+def test_save_and_load(saved):
     assert saved.name == "139.npy"
     assert np.load(saved).dtype == np.float32
-    found = AttentionMaps.load(saved)
-    assert found.places == PLACES
-    assert found.places.names == ("[CLS]", "café", "[SEP]", "image", "1 cup", "[END]")
-    np.testing.assert_array_equal(found.maps, MAPS)
+    loaded = AttentionMaps.load(saved)
+    assert loaded.sequence == SEQUENCE
+    assert loaded.sequence.names == ("[CLS]", "café", "[SEP]", "image", "1 cup", "[END]")
+    np.testing.assert_array_equal(loaded.maps, MAPS)
     assert sorted(path.name for path in saved.parent.iterdir()) == ["139.json", "139.npy"]
 
 
-def test_a_missing_folder_is_made(tmp_path):
-    assert AttentionMaps(PLACES, MAPS).save(tmp_path / "a/b").exists()
-
-
-def test_a_disk_that_is_full(tmp_path):
+def test_save_full_disk_raises(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))  # the json has less
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))  # the json file is smaller
     try:
         with pytest.raises(DataError, match=r"139\.npy: cannot be written"):
-            AttentionMaps(PLACES, MAPS).save(tmp_path)
+            AttentionMaps(SEQUENCE, MAPS).save(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.name for path in tmp_path.iterdir()] == ["139.json"]
 
 
-def test_a_folder_that_is_none(tmp_path):
+def test_save_to_file_as_folder_raises(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"file/139\.json: cannot be written \(.+\)"):
-        AttentionMaps(PLACES, MAPS).save(tmp_path / "file")
+        AttentionMaps(SEQUENCE, MAPS).save(tmp_path / "file")
 
 
-def test_files_of_older_versions_are_of_pictures_as_they_are_stored(saved):
-    beside = saved.with_suffix(".json")
-    fields = json.loads(beside.read_text())
+def test_load_without_upright_defaults_to_false(saved):
+    path = saved.with_suffix(".json")
+    fields = json.loads(path.read_text())
     assert fields.pop("upright") is False
-    beside.write_text(json.dumps(fields))
-    assert AttentionMaps.load(saved).places == PLACES
+    path.write_text(json.dumps(fields))
+    assert AttentionMaps.load(saved).sequence == SEQUENCE
 
 
 def archive() -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as made:
-        made.writestr("maps.npy", "x")
+    with zipfile.ZipFile(file, "w") as zip_file:
+        zip_file.writestr("maps.npy", "x")
     return file.getvalue()
 
 
@@ -103,63 +97,68 @@ NO_ARRAY = r"139\.npy: not an array of attention maps"
             NO_ARRAY,
         ),
         (lambda path: np.save(path, MAPS.astype(str)), NO_ARRAY),
-        (lambda path: np.save(path, MAPS.astype(complex)), rf"{NO_ARRAY} \(it holds complex128"),
+        (lambda path: np.save(path, MAPS.astype(complex)), rf"{NO_ARRAY} \(dtype complex128"),
         (
             lambda path: np.save(path, MAPS[:, :, :5]),
-            r"has the shape \(2, 3, 5, 6\); expected \(layers, heads, 6, 6\)",
+            r"has shape \(2, 3, 5, 6\); expected \(layers, heads, 6, 6\)",
         ),
-        (lambda path: np.save(path, MAPS[0]), r"has the shape \(3, 6, 6\)"),
+        (lambda path: np.save(path, MAPS[0]), r"has shape \(3, 6, 6\)"),
         (lambda path: path.with_suffix(".json").unlink(), r"139\.json: cannot be read"),
         (lambda path: path.with_suffix(".json").write_text("{}"), r"139\.json: image_id: Field required"),
     ],
 )
-def test_damage(saved, change, message):
+def test_load_damaged_file_raises(saved, change, message):
     change(saved)
     with pytest.raises(DataError, match=message):
         AttentionMaps.load(saved)
 
 
-def test_files_of_two_pictures(saved):
-    beside = saved.with_suffix(".json")
-    beside.write_text(json.dumps({**json.loads(beside.read_text()), "tokens": ["[CLS]", "[SEP]"]}))
+def test_load_mismatched_files_raises(saved):
+    path = saved.with_suffix(".json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokens": ["[CLS]", "[SEP]"]}))
     with pytest.raises(DataError, match=r"expected \(layers, heads, 5, 5\)"):
         AttentionMaps.load(saved)
 
 
-def test_what_stands_at_the_places():
-    """Two pictures; the second has two boxes, of which the network saw the first."""
-    first, second = size_info((22, 30), (64, 87)), size_info((10, 10), (20, 20))
-    assert (first[1] / first[3]).item() < 30  # rounding errors
+def test_describe_sequences():
+    """Two images; the model has kept only the first of the two regions of the second image."""
     batch = Batch(
         record_ids=("a", "b"),
         index=torch.arange(2),
         images=None,
         num_boxes=Lengths.of([1, 2]),
         text=Text(
-            per_image=Lengths.of([1, 1]),
-            lengths=Lengths.of([2, 1]),
-            ids=torch.tensor([7, 8, 9]),
-            types=torch.zeros(3, dtype=torch.int64),
-            tags=torch.zeros(3, dtype=torch.int64),
+            per_image=Lengths.of([2, 1]),
+            lengths=Lengths.of([2, 1, 1]),
+            ids=torch.tensor([7, 8, 9, 7]),
+            types=torch.zeros(4, dtype=torch.int64),
+            tags=torch.zeros(4, dtype=torch.int64),
         ),
-        im_info=torch.stack([first, second]),
-        boxes=torch.tensor([[0.0, 0, 63, 86], [2, 4, 6, 8], [4, 4, 8, 8]]),
+        im_info=torch.ones(2, 4),
+        boxes=torch.zeros(3, 4),
     )
-    encoded = SimpleNamespace(num_regions=[1, 1])
-    tokenizer = SimpleNamespace(tokens=lambda ids: [f"t{number}" for number in ids])
-    named = [
-        SequenceSource("a", "a.jpg", count(1), ("car",)),
-        SequenceSource("b", "", count(1), ("cup", "dog")),
+    encoded = SimpleNamespace(num_regions=[1, 1, 1])
+    tokenizer = SimpleNamespace(tokens=lambda ids: [f"t{token_id}" for token_id in ids])
+    box, other_box = (1.0, 2.0, 3.0, 4.0), (2.0, 2.0, 4.0, 4.0)
+    images = [
+        SequenceTokens(
+            image_id=name, image="", size=(22, 30), tokens=(), boxes=boxes, labels=labels, upright=True
+        )
+        for name, boxes, labels in (("a", (box,), ("image",)), ("b", (box, other_box), ("image", "1 cup")))
     ]
-    one, other = describe_sequences(batch, encoded, named, tokenizer, whole=False, upright=True)
-    assert (one.size, one.tokens, one.labels, one.upright) == ((22, 30), ("t7", "t8"), ("1 car",), True)
-    assert (other.size, other.tokens, other.boxes) == ((10, 10), ("t9",), ((1, 2, 3, 4),))
-    assert (other.labels, other.image_id, other.image) == (("1 cup",), "b", "")
-    whole = describe_sequences(batch, encoded, named, tokenizer, whole=True)
-    assert [(places.labels, places.upright) for places in whole] == [(("image",), False)] * 2
+    sequences = describe_sequences(batch, encoded, images, tokenizer)
+    assert [(item.image_id, item.tokens) for item in sequences] == [
+        ("a", ("t7", "t8")), ("a", ("t9",)), ("b", ("t7",)),
+    ]  # fmt: skip
+    assert {(item.boxes, item.labels, item.upright) for item in sequences} == {((box,), ("image",), True)}
 
 
-def test_names_are_unique():
+def test_region_labels():
+    assert region_labels(range(1, 4), ("cup", ""), whole=True) == ("image", "1 cup", "2", "3")
+    assert region_labels([4, 0], ("cup", "dog"), whole=False) == ("4 cup", "0 dog")
+
+
+def test_image_ids_are_unique():
     assert image_ids(["x/a.jpg", "y/a.jpg", "b.jpg", "x/a.jpg"]) == ["a", "a-2", "b", "a-3"]
     assert image_ids(["a-2", "x/a", "y/a"]) == ["a-2", "a", "a-3"]
     assert image_ids(["x/a", "y/a", "a-2", "z/a", "a-2"]) == ["a", "a-2", "a-2-2", "a-3", "a-2-3"]
