@@ -74,24 +74,21 @@ def test_writing_names_the_file(tmp_path, error, reason):
         raise error
 
 
-def test_link_file_does_not_change_its_source(tmp_path):
+@pytest.mark.parametrize("has_links", [True, False])
+def test_link_file_does_not_change_its_source(tmp_path, monkeypatch, has_links):
+    def fail(*_):
+        raise OSError
+
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_text("weights")
     source.chmod(0o400)
     target.write_text("older")
+    if not has_links:
+        monkeypatch.setattr(os, "link", fail)
     link_file(source, target)
-    assert target.samefile(source)
+    assert target.samefile(source) == has_links
+    assert target.read_text() == "weights"
     assert source.stat().st_mode & 0o777 == 0o400
-
-
-def test_link_file_copies_without_hard_links(tmp_path, monkeypatch):
-    def no_links(*_):
-        raise OSError
-
-    monkeypatch.setattr(os, "link", no_links)
-    (tmp_path / "source").write_text("weights")
-    link_file(tmp_path / "source", tmp_path / "target")
-    assert (tmp_path / "target").read_text() == "weights"
 
 
 def test_remove_leftovers_removes_temporary_files_only(tmp_path):

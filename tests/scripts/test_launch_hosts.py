@@ -112,18 +112,3 @@ def test_a_lost_machine_ends_the_run(hosts, world, tmp_path, seconds):
         # One line of the script, perhaps warnings of torch, and the error.
         assert [line for line in lines if "[c10d] The hostname" not in line][1:] == lines[-1:]
         assert lines[-1].startswith(head + stalled)
-
-
-def test_two_processes_match_one_with_the_double_batch(world, tmp_path):
-    # Without dropout, which differs between processes. The feature extractor has some in any configuration.
-    program = tmp_path / "without_dropout.py"
-    program.write_text(
-        "import runpy, torch\n"
-        "torch.nn.Dropout.forward = lambda self, values: values\n"
-        "runpy.run_module('vqa.train_end2end', run_name='__main__')\n"
-    )
-    for name, script, batch in (("wide", ["dist_run_single.sh", 2], 2), ("narrow", ["nondist_run.sh"], 4)):
-        settings = world.settings([f"TRAIN.BATCH_IMAGES={batch}", *SETTINGS[1:]])
-        path = ROOT / "scripts" / script[0]
-        run_command(path, *script[1:], program, world.cfg, world.out / name, *settings)
-    torch.testing.assert_close(weights(world, "wide"), weights(world, "narrow"), rtol=0, atol=1e-5)
