@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from common.batch import Batch, Sample
 from common.cli.predict import PredictionView, parse_predict_args, predict_main, predict_parser
@@ -96,6 +96,11 @@ class VCRPredictor(Predictor[VCRQuery, tuple[float, ...], tuple[Encoding, ...]])
     task_class: ClassVar[type[AnyTask]] = VCRTask
     query_class: ClassVar[type[Query]] = VCRQuery
     first_region: ClassVar[int] = 0
+    task: VCRTask
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._preprocessor = VCRPreprocessor(self.task.config, self.tokenizer, truncate=True)
 
     def predict(
         self,
@@ -140,7 +145,7 @@ class VCRPredictor(Predictor[VCRQuery, tuple[float, ...], tuple[Encoding, ...]])
 
     def visible_regions(self, image: ImageWithRegions, query: VCRQuery) -> Sequence[int]:
         """See `TrainedModel`; with `ONLY_USE_RELEVANT_DETS` only the objects that texts refer to."""
-        return self._preprocessor().visible_objects(self._record(image, query))
+        return self._preprocessor.visible_objects(self._record(image, query))
 
     def sample(self, index: int, image: ImageWithRegions, query: VCRQuery) -> Sample:
         record = self._record(image, query)
@@ -151,10 +156,7 @@ class VCRPredictor(Predictor[VCRQuery, tuple[float, ...], tuple[Encoding, ...]])
             [[(x1, y1), (x2, y1), (x2, y2), (x1, y2)]] for x1, y1, x2, y2 in corners
         ]
         metadata = VCRMetadata.model_construct(boxes=corners, segms=outlines)
-        return self._preprocessor()(index, record, image.prepared, metadata, name_offset=query.first_name)
-
-    def _preprocessor(self) -> VCRPreprocessor:
-        return VCRPreprocessor(self.task.config, self.task.tokenizer, truncate=True)
+        return self._preprocessor(index, record, image.prepared, metadata, name_offset=query.first_name)
 
     def _record(self, image: ImageWithRegions, query: VCRQuery) -> VCRRecord:
         """Converts a query to an annotation.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -42,6 +42,12 @@ class VQAPredictor(Predictor[Query, tuple[Answer, ...]]):
     task_class: ClassVar[type[AnyTask]] = VQATask
     task: VQATask
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._preprocessor = VQAPreprocessor(self.task.config, self.tokenizer)
+        self._answers = self.task.vocabulary.answers
+        self._answerable = torch.tensor(self.task.vocabulary.sayable(), device=self.device)
+
     def predict(
         self, image: ImageSource, question: str, boxes: BoxSource | None = None, *, top: int = 5
     ) -> tuple[Answer, ...]:
@@ -56,20 +62,17 @@ class VQAPredictor(Predictor[Query, tuple[Answer, ...]]):
         return self.predict_batch([Query(image, question, boxes)])[0][:top]
 
     def sample(self, index: int, image: ImageWithRegions, query: Query) -> Sample:
-        preprocessor = VQAPreprocessor(self.task.config, self.task.tokenizer)
-        return preprocessor(index, image.name, image.prepared, query.text, image.regions)
+        return self._preprocessor(index, image.name, image.prepared, query.text, image.regions)
 
     def predictions(
         self, outputs: VQAOutputs, batch: Batch, images: Sequence[ImageWithRegions]
     ) -> list[tuple[Answer, ...]]:
         """Returns all answers except `<unk>`, best first; ties keep the order of the vocabulary."""
-        vocabulary = self.task.vocabulary
-        answerable = torch.tensor(vocabulary.sayable(), device=outputs.logits.device)
-        logits = outputs.logits.masked_fill(~answerable, -torch.inf)
-        order = logits.argsort(dim=1, descending=True, stable=True)[:, : int(answerable.sum())]
+        logits = outputs.logits.masked_fill(~self._answerable, -torch.inf)
+        order = logits.argsort(dim=1, descending=True, stable=True)[:, : int(self._answerable.sum())]
         probabilities = logits.sigmoid().gather(1, order)
         return [
-            tuple(Answer(vocabulary.answers[index], value) for index, value in zip(*row, strict=True))
+            tuple(Answer(self._answers[index], value) for index, value in zip(*row, strict=True))
             for row in zip(order.tolist(), probabilities.tolist(), strict=True)
         ]
 

@@ -87,6 +87,7 @@ class TrainedModel(Generic[QueryT, EncodedT]):
         self.precision = precision
         self.detector = detector or GridDetector()
         self.extractor = extractor
+        self.tokenizer = task.tokenizer  # read here, so that a missing vocabulary is reported when loading
         self._adds_image_box = bool(task.config.datasets[0].ADD_IMAGE_AS_A_BOX)
         network = task.config.NETWORK
         self._reads_features = network.IMAGE_FEAT_PRECOMPUTED and model.image_feature_extractor is not None
@@ -196,12 +197,11 @@ class TrainedModel(Generic[QueryT, EncodedT]):
 
     def text(self, query: QueryT) -> TextSequence:
         """Returns the text as the model reads it: `[CLS] words [SEP]` unless the task overrides this."""
-        tokenizer = self.task.tokenizer
-        return TextSequence.plain([tokenizer.cls_id, *self.word_ids(query.text), tokenizer.sep_id])
+        return TextSequence.plain([self.tokenizer.cls_id, *self.word_ids(query.text), self.tokenizer.sep_id])
 
     def word_ids(self, text: str) -> list[int]:
         """Returns the word-piece ids of a text."""
-        return self.task.tokenizer.ids(text)
+        return self.tokenizer.ids(text)
 
     def visible_regions(self, image: ImageWithRegions, query: QueryT) -> Sequence[int]:
         """Returns the indices of the regions that the model reads, in its order: all by default."""
@@ -291,7 +291,7 @@ class TrainedModel(Generic[QueryT, EncodedT]):
                 pooled = encoded.first() if bert.pooler is None else bert.pool(encoded)
             described = list(map(self._describe, images, batch_queries))
             rows = zip(
-                describe_sequences(batch, encoded, described, self.task.tokenizer),
+                describe_sequences(batch, encoded, described, self.tokenizer),
                 batch.text.lengths.split(to_float32(encoded.text()).cpu()),
                 torch.split(to_float32(encoded.regions()).cpu(), encoded.num_regions),
                 to_float32(pooled).cpu(),
