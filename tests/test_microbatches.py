@@ -25,6 +25,8 @@ from tests.vcr.world import World as VCRWorld
 from tests.vqa.world import World as VQAWorld
 from tests.world import draw
 
+pytestmark = pytest.mark.integration
+
 REGION_LOSS = "NETWORK.ENABLE_CNN_REG_LOSS=true"
 NORM_FIRST = (
     "NETWORK.MLM_LOSS_NORM_IN_BATCH_FIRST=true",

@@ -5,6 +5,8 @@ import pytest
 from benchmarks import loader
 from scripts.make_toy_data import ToyWorld, make_toy_data
 
+pytestmark = pytest.mark.integration
+
 
 def test_measures_the_data_path(tmp_path):
     make_toy_data(tmp_path / "toy", ToyWorld(tasks=("vcr",), train=12, val=1, test=1))

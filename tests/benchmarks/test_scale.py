@@ -5,6 +5,8 @@ import pytest
 
 from benchmarks import scale
 
+pytestmark = pytest.mark.integration
+
 
 def test_measures_what_is_opened_and_read(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out.json"

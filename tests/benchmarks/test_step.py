@@ -51,7 +51,7 @@ def test_pre_training_batches_have_the_lengths_and_labels_of_the_workload(cfg, m
     assert batch.masked_token_index.lengths.sizes == (2, 2, 10)
     assert batch.masked_region_index.lengths.sizes == (3, 8, 0)
     assert batch.region_labels.shape == (11, 1601)
-    assert torch.equal(batch.hidden.nonzero()[:, 0], batch.masked_region_index.values)
+    assert torch.equal(batch.masked_regions.nonzero()[:, 0], batch.masked_region_index.values)
     assert torch.equal(batch.word_labels, batch.text.ids[batch.masked_token_index.values])
     if "images" in workload:
         assert (batch.images.shape, batch.box_features) == ((2, 3, 40, 40), None)

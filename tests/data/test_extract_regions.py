@@ -23,6 +23,8 @@ from tests.vqa.world import World as VQAWorld
 from tests.world import ROOT, draw
 from vl_bert import read_config
 
+pytestmark = pytest.mark.integration
+
 CFG = ROOT / "cfgs/pretrain/toy_e2e.yaml"
 PICTURES = 50
 F = 32  # of a ResNet-18 with 4 channels

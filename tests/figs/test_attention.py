@@ -19,6 +19,8 @@ from figs import attention
 from figs.attention import WordAttention
 from tests.world import ROOT
 
+pytestmark = pytest.mark.integration
+
 TOKENS = ("[CLS]", "um", "##brella", "left", "[SEP]")
 
 

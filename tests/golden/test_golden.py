@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.golden import (
     callback_cases,
     data_cases,
@@ -14,6 +16,8 @@ from tests.golden import (
     train_cases,
     unit_cases,
 )
+
+pytestmark = pytest.mark.integration
 
 AREAS = (
     callback_cases,

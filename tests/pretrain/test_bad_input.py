@@ -30,6 +30,8 @@ from tests.bad_input import (
 )
 from tests.pretrain.world import World
 
+pytestmark = pytest.mark.integration
+
 PIXELS = (
     "NETWORK.IMAGE_FEAT_PRECOMPUTED=false",
     "NETWORK.IMAGE_NUM_LAYERS=18",

@@ -27,6 +27,8 @@ from tests.bad_input import (
 )
 from tests.refcoco.world import World
 
+pytestmark = pytest.mark.integration
+
 PROPOSALS = "DATASET.TRAIN_BOXES=proposal"
 
 

@@ -19,6 +19,8 @@ from refcoco.task import RefCOCOTask
 from tests.refcoco.world import World
 from tests.world import ROOT, run_command
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def trained(drawn, tmp_path_factory):

@@ -18,6 +18,8 @@ from common.data.regions.packed_format import HEADER_BYTES, PackedRegions
 from common.errors import DataError, UsageError
 from scripts import pack_regions
 
+pytestmark = pytest.mark.integration
+
 SCRIPT = Path(pack_regions.__file__)
 F = 4
 

@@ -28,6 +28,8 @@ from tests.bad_input import (
 from tests.vcr.world import CFGS, World
 from tests.world import ROOT
 
+pytestmark = pytest.mark.integration
+
 
 def record(change: Callable[[dict], object], split: str = "train") -> Callable[[World], object]:
     return lambda world: world.edit(split, 1, change)

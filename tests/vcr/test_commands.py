@@ -15,6 +15,8 @@ from common.models.pretrained import read_weights
 from tests.vcr.world import CFGS, World
 from tests.world import ROOT
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def trained(drawn, tmp_path_factory):

@@ -6,6 +6,8 @@ import pytest
 from tests.viz.test_explorer import data_of
 from tests.world import ROOT
 
+pytestmark = pytest.mark.integration
+
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 

@@ -27,6 +27,8 @@ from tests.bad_input import (
 from tests.vqa.test_commands import PIXELS
 from tests.vqa.world import World
 
+pytestmark = pytest.mark.integration
+
 REGIONS = "vgbua_res101_precomputed/trainval2014_resnet101_faster_rcnn_genome"
 RECORD = r"VQADataset item \d+ \(record \d+\): .*"
 

@@ -14,6 +14,8 @@ from common.models.pretrained import read_weights
 from tests.vqa.world import World
 from tests.world import ROOT, TINY_PIXELS
 
+pytestmark = pytest.mark.integration
+
 PIXELS = (
     "NETWORK.IMAGE_FEAT_PRECOMPUTED=false",
     "NETWORK.IMAGE_NUM_LAYERS=18",

@@ -11,6 +11,8 @@ from common.data.coco import CLASS_NAMES
 from common.errors import CheckpointError, DataError, UsageError
 from common.extraction.detector import TorchvisionDetector, detector_names
 
+pytestmark = pytest.mark.integration
+
 CPU = torch.device("cpu")
 SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"
 
