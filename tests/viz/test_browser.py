@@ -121,17 +121,11 @@ def test_page_shows_all_tokens_regions_and_heads(open_page, record):
         assert ink(page, f"[aria-label='{cell}'] canvas") > 0
     assert page.locator("#image img").evaluate("image => image.naturalWidth") == 640
     expect(page.locator("#detail-title")).to_have_text("Mean of all heads")
-
-
-def test_boxes_match_image_coordinates(open_page, record):
-    page = open_page()
-    frame = page.locator("#image").bounding_box()
-    box = page.locator(".box[data-position='9']").bounding_box()
-    scale = frame["width"] / 640
+    frame, box = (page.locator(name).bounding_box() for name in ("#image", ".box[data-position='9']"))
     x1, y1, x2, y2 = record.sequence.boxes[2]
-    expected = [x1, y1, x2 - x1 + 1, y2 - y1 + 1]
-    found = [box["x"] - frame["x"], box["y"] - frame["y"], box["width"], box["height"]]
-    np.testing.assert_allclose(np.array(found) / scale, expected, atol=0.5)
+    pixels = np.array([box["x"] - frame["x"], box["y"] - frame["y"], box["width"], box["height"]])
+    pixels *= 640 / frame["width"]
+    np.testing.assert_allclose(pixels, [x1, y1, x2 - x1 + 1, y2 - y1 + 1], atol=0.5)
 
 
 def test_weights_are_decoded_and_averaged(open_page, record):
@@ -145,38 +139,35 @@ def test_weights_are_decoded_and_averaged(open_page, record):
         np.testing.assert_allclose(found, expected.ravel(), atol=0.004)
 
 
+def all_positions(sequence) -> range:
+    return range(len(sequence.names))
+
+
 @pytest.mark.parametrize(
-    ("title", "rows", "columns"),
+    ("title", "rows", "columns", "rescaled"),
     [
-        ("Text → RoIs", word_positions, region_positions),
-        ("RoIs → Text", region_positions, word_positions),
-        ("Text → Text", word_positions, word_positions),
-        ("RoIs → RoIs", region_positions, region_positions),
+        ("Text → RoIs", word_positions, region_positions, True),
+        ("RoIs → Text", region_positions, word_positions, True),
+        ("Text → Text", word_positions, word_positions, True),
+        ("RoIs → RoIs", region_positions, region_positions, True),
+        ("All", all_positions, all_positions, False),
     ],
 )
-def test_filter_shows_block_rescaled_per_layer(open_page, record, title, rows, columns):
-    page = open_page()
+def test_filter_shows_block_rescaled_per_layer(open_page, record, title, rows, columns, rescaled):
+    page, sequence = open_page(), record.sequence
     page.get_by_text(title, exact=True).first.click()
     wait_until_drawn(page)
-    block = record.maps[:, :, rows(record.sequence)][..., columns(record.sequence)]
-    low, high = block[2].min(), block[2].max()  # over the heads of a layer
-    np.testing.assert_allclose(
-        page.evaluate("Array.from(strengths(2, 1))"), ((block[2, 1] - low) / (high - low)).ravel(), atol=0.02
-    )
-    names = record.sequence.names
-    assert labels(page, "left") == [names[position] for position in rows(record.sequence)]
-    assert labels(page, "right") == [names[position] for position in columns(record.sequence)]
-    page.get_by_label("Rescale each layer").uncheck()
+    assert labels(page, "left") == [sequence.names[i] for i in rows(sequence)]
+    assert labels(page, "right") == [sequence.names[i] for i in columns(sequence)]
+    block = record.maps[:, :, rows(sequence)][..., columns(sequence)]
+    checkbox = page.get_by_label("Rescale each layer")
+    assert checkbox.is_checked() == rescaled
+    if rescaled:
+        low, high = block[2].min(), block[2].max()  # over the heads of a layer
+        expected = (block[2, 1] - low) / (high - low)
+        np.testing.assert_allclose(page.evaluate("Array.from(strengths(2, 1))"), expected.ravel(), atol=0.02)
+        checkbox.uncheck()
     np.testing.assert_allclose(page.evaluate("Array.from(strengths(2, 1))"), block[2, 1].ravel(), atol=0.004)
-
-
-def test_filter_all_is_not_rescaled(open_page, record):
-    page = open_page()
-    page.get_by_text("All", exact=True).click()
-    assert not page.get_by_label("Rescale each layer").is_checked()
-    assert labels(page, "left") == labels(page, "right") == list(record.sequence.names)
-    found = page.evaluate("Array.from(strengths(0, 3))")
-    np.testing.assert_allclose(found, record.maps[0, 3].ravel(), atol=0.004)
 
 
 def test_detail_shows_selected_head(open_page, record):
@@ -279,14 +270,11 @@ def test_old_browser_shows_message(browser, record, tmp_path):
 
 
 def test_detail_labels_imply_direction(open_page, record):
-    page = open_page()
-    mean = record.maps.mean((0, 1))
-    page.locator("#left .label").nth(1).hover()
-    wait_until_drawn(page)
-    assert table(page)[0][0] == record.sequence.names[mean[2].argmax()]
-    page.locator("#right .label").nth(1).hover()
-    wait_until_drawn(page)
-    assert table(page)[0][0] == record.sequence.names[mean[:, 9].argmax()]
+    page, mean, names = open_page(), record.maps.mean((0, 1)), record.sequence.names
+    for side, weights in (("left", mean[2]), ("right", mean[:, 9])):
+        page.locator(f"#{side} .label").nth(1).hover()
+        wait_until_drawn(page)
+        assert table(page)[0][0] == names[weights.argmax()]
 
 
 def test_threshold_hides_weak_links(open_page, record):
