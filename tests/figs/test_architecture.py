@@ -11,6 +11,7 @@ pytest.importorskip("matplotlib")
 from common.cli.run import run
 from figs import architecture
 from figs.architecture import COLUMNS, MASKED_REGION, REGIONS, SCENE, SENTENCE, TASK_HEADS, WHOLE
+from tests.world import run_command
 
 
 def test_sequence_layout_matches_model():
@@ -57,3 +58,9 @@ def test_command_draws_svg(tmp_path, monkeypatch):
     assert run(architecture.main) == 0
     assert 'width="675pt"' in out.read_text()
     assert out.stat().st_size < 150_000
+
+
+@pytest.mark.integration
+def test_figure_imports_neither_torch_nor_training_code():
+    code = "import sys, figs.architecture; print({'torch', 'common.training'} & set(sys.modules))"
+    assert run_command(sys.executable, "-c", code).strip() == "set()"
