@@ -70,9 +70,9 @@ def test_predict_scores_match_network(trained, model):
         assert item.scores[item.region] == item.score  # region 0 is the whole image, the first candidate
 
 
-def test_predict_without_boxes_uses_grid(model, trained, caplog):
+def test_predict_without_boxes_uses_grid(trained, caplog):
     query = queries(trained, "val")[0]
-    item = model.predict(query.image, query.text)
+    item = trained.loaded().predict(query.image, query.text)  # a model warns only once
     assert "using a grid of 14 regions" in caplog.text
     with Image.open(query.image) as image:
         width, height = image.size
