@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
-from PIL import Image
 
-from common.data.storage.store import Store
 from common.inference.attention import AttentionMaps, SequenceTokens
-from scripts.make_toy_data import ToyWorld, make_toy_data
 
 
 def example(layers: int = 12, heads: int = 12, words: int = 12, regions: int = 10) -> AttentionMaps:
@@ -30,38 +24,6 @@ def example(layers: int = 12, heads: int = 12, words: int = 12, regions: int = 1
     )
     pairs = {k + 1: words + 3 + k for k in range(regions)}
     return AttentionMaps(sequence, _maps(layers, heads, sequence, pairs))
-
-
-def toy_example(folder: Path) -> tuple[AttentionMaps, Image.Image]:
-    """A toy image with caption and boxes, and synthetic 12 × 12 maps in which nouns attend to their regions."""
-    make_toy_data(str(folder / "toy"), ToyWorld(tasks=("pretrain",), train=2, val=2))
-    coco = folder / "toy/coco"
-    captions = json.loads((coco / "annotations/captions_val2017.json").read_text())
-    instances = json.loads((coco / "annotations/instances_val2017.json").read_text())
-    names = {category["id"]: category["name"] for category in instances["categories"]}
-
-    def objects(image_id: int) -> list[dict]:
-        return [item for item in instances["annotations"] if item["image_id"] == image_id]
-
-    record = max(captions["images"], key=lambda item: (len(objects(item["id"])), -item["id"]))
-    caption = next(item["caption"] for item in captions["annotations"] if item["image_id"] == record["id"])
-    tokens = ("[CLS]", *caption.lower().replace(".", " .").split(), "[SEP]")
-    named = [(names[item["category_id"]], item["bbox"]) for item in objects(record["id"])]
-    size = (record["width"], record["height"])
-    boxes = [(0.0, 0.0, size[0] - 1.0, size[1] - 1.0)]
-    boxes += [(float(x), float(y), x + w - 1.0, y + h - 1.0) for _, (x, y, w, h) in named]
-    path = f"{coco}/val2017/{record['file_name']}"
-    sequence = SequenceTokens(
-        image_id=str(record["id"]),
-        image=path,
-        size=size,
-        tokens=tokens,
-        boxes=tuple(boxes),
-        labels=("image", *(f"{number} {name}" for number, (name, _) in enumerate(named, start=1))),
-    )
-    regions = {name: len(tokens) + 1 + k for k, (name, _) in enumerate(named)}
-    pairs = {i: regions[token] for i, token in enumerate(tokens) if token in regions}
-    return AttentionMaps(sequence, _maps(12, 12, sequence, pairs)), Store().image(path)
 
 
 def _maps(layers: int, heads: int, sequence: SequenceTokens, pairs: dict[int, int]) -> np.ndarray:
