@@ -95,7 +95,11 @@ def upward_imports(paths: Sequence[Path]) -> list[str]:
 
 
 def code_lines(path: Path) -> list[tuple[int, str]]:
-    """Returns number and text of every line of code: no imports, comments, docstrings, blanks or indentation."""
+    """Returns number and text of every line of code, without indentation.
+
+    Imports, comments, docstrings and blank lines do not count, nor do the parameters of a function: one that forwards
+    to another has the same.
+    """
     source = path.read_text(encoding="utf-8")
     lines = source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -105,6 +109,9 @@ def code_lines(path: Path) -> list[tuple[int, str]]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom) or is_docstring(node):
             for number in range(node.lineno, (node.end_lineno or node.lineno) + 1):
+                lines[number - 1] = ""
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            for number in range(node.lineno + 1, node.body[0].lineno):
                 lines[number - 1] = ""
     return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
 

@@ -50,6 +50,12 @@ def test_repeated_windows_ignore_imports_comments_and_indentation(write):
     assert architecture.repeated_windows([first, write("c.py", "\n".join(body[2:]))]) == []
 
 
+def test_repeated_windows_ignore_parameters(write):
+    parameters = "".join(f"    parameter_{i},\n" for i in range(9))
+    paths = [write(f"{name}.py", f"def {name}(\n{parameters}):\n    return {name}\n") for name in "ab"]
+    assert architecture.repeated_windows(paths) == []
+
+
 def test_main_reports_problems_by_exit_status(write, capsys):
     write("vcr/task.py", "import torch\n")
     assert architecture.main() == 0
