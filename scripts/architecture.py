@@ -97,8 +97,8 @@ def upward_imports(paths: Sequence[Path]) -> list[str]:
 def code_lines(path: Path) -> list[tuple[int, str]]:
     """Returns number and text of every line of code, without indentation.
 
-    Imports, comments, docstrings and blank lines do not count, nor do the parameters of a function: one that forwards
-    to another has the same.
+    Imports, comments, docstrings and blank lines do not count. Parameters on lines of their own are replaced by their
+    location, which no other file contains: a function that forwards to another has equal parameters.
     """
     source = path.read_text(encoding="utf-8")
     lines = source.splitlines()
@@ -112,7 +112,7 @@ def code_lines(path: Path) -> list[tuple[int, str]]:
                 lines[number - 1] = ""
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             for number in range(node.lineno + 1, node.body[0].lineno):
-                lines[number - 1] = ""
+                lines[number - 1] = f"{path}:{number}"
     return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
