@@ -1,7 +1,8 @@
-"""VL-BERT in pre-training: hidden words and regions are restored from what is left (paper 3.3; spec model.md 7.4-7.6).
+"""VL-BERT in pre-training: predicts masked words and regions (paper, section 3.3).
 
-Letters: B samples, P of them with a picture, K boxes of all pictures, T tokens, R labelled regions, M labelled words,
-F region feature width, H hidden width, V words, C region classes.
+Shapes: B samples, P of them with an image, K boxes of all images, T tokens, R labeled regions, M masked tokens, F
+region
+feature width, H hidden width, V words, C region classes.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from pretrain.dataset import PretrainBatch
 
 @dataclass(frozen=True)
 class PretrainOutputs:
-    """What the heads say; None where a head is off.
+    """Output of the pre-training heads; None if a head is off.
 
     Attributes:
-        relationship_logits: (P, 2), does the caption belong to the picture?
-        word_logits: (M, V) at the labelled words; (T, V) at all when dense.
-        region_logits: (R, C) at the labelled regions; (K, C) at all boxes when dense.
+        relationship_logits: (P, 2), whether the caption belongs to the image.
+        word_logits: (M, V) at the masked tokens; (T, V) at all tokens if dense.
+        region_logits: (R, C) at the labeled regions; (K, C) at all boxes if dense.
     """
 
     relationship_logits: Tensor | None
@@ -41,15 +42,16 @@ class PretrainOutputs:
 
 
 class MaskedVLBERT(VisualLinguisticModel):
-    """What the pre-training models share: regions of a `PretrainBatch` may be hidden, and texts may stand alone.
+    """Base of the pre-training models: regions of a `PretrainBatch` may be masked, and texts may have no image.
 
     Args:
         image_feature_extractor: the region branch.
         vlbert: the joint transformer.
-        hides_features: a learned vector replaces the features of hidden regions; else their pixels are blank.
-        hides_words: a learned vector replaces the linguistic embedding of hidden regions.
-        reads_texts: texts without a picture carry a learned vector as their visual feature.
-        initializer_range: standard deviation of the embeddings' initial values.
+        mask_region_features: a learned vector replaces the features of masked regions; otherwise their pixels are
+            blanked.
+        mask_region_words: a learned vector replaces the linguistic embedding of masked regions.
+        reads_texts: texts without an image get a learned vector as visual feature.
+        initializer_range: standard deviation of the initial embeddings.
     """
 
     def __init__(
@@ -57,8 +59,8 @@ class MaskedVLBERT(VisualLinguisticModel):
         *,
         image_feature_extractor: FastRCNN,
         vlbert: VisualLinguisticBert,
-        hides_features: bool,
-        hides_words: bool,
+        mask_region_features: bool,
+        mask_region_words: bool,
         reads_texts: bool,
         initializer_range: float,
     ) -> None:
@@ -67,9 +69,9 @@ class MaskedVLBERT(VisualLinguisticModel):
             image_feature_extractor=image_feature_extractor, num_object_words=1, hidden_size=hidden_size
         )
         self.object_mask_visual_embedding = (
-            nn.Embedding(1, image_feature_extractor.feature_dim) if hides_features else None
+            nn.Embedding(1, image_feature_extractor.feature_dim) if mask_region_features else None
         )
-        self.object_mask_word_embedding = nn.Embedding(1, hidden_size) if hides_words else None
+        self.object_mask_word_embedding = nn.Embedding(1, hidden_size) if mask_region_words else None
         self.aux_text_visual_embedding = nn.Embedding(1, hidden_size) if reads_texts else None
         for table in (
             self.object_linguistic_embeddings,
@@ -83,7 +85,7 @@ class MaskedVLBERT(VisualLinguisticModel):
         self.vlbert = vlbert
 
     def region_features(self, batch: Batch) -> RegionFeatures | None:
-        """Features of every box, the hidden ones replaced; None for texts alone."""
+        """Computes the features of every box, with masked ones replaced; None for texts alone."""
         assert self.image_feature_extractor is not None
         if not batch.num_images:
             return None
@@ -99,7 +101,7 @@ class MaskedVLBERT(VisualLinguisticModel):
         return features
 
     def text_visual(self, batch: Batch, features: RegionFeatures | None) -> tuple[Tensor, Tensor]:
-        """See `VisualLinguisticModel`; texts alone stand last, so their tokens ask for the row behind all boxes."""
+        """Like `VisualLinguisticModel`; texts without an image come last and use the row after all boxes."""
         visual, rows = super().text_visual(batch, features)
         if self.aux_text_visual_embedding is None:
             return visual, rows
@@ -107,7 +109,7 @@ class MaskedVLBERT(VisualLinguisticModel):
         return torch.cat([boxes, self.aux_text_visual_embedding.weight.to(visual.dtype)]), rows
 
     def region_words(self, batch: Batch, region_box: Tensor, region_sequence: Tensor) -> Tensor:
-        """See `VisualLinguisticModel`; hidden regions have a word of their own."""
+        """Like `VisualLinguisticModel`; masked regions have a learned word."""
         words = super().region_words(batch, region_box, region_sequence)
         if self.object_mask_word_embedding is None or not isinstance(batch, PretrainBatch):
             return words
@@ -117,13 +119,12 @@ class MaskedVLBERT(VisualLinguisticModel):
 
 
 class ResNetVLBERTForPretraining(MaskedVLBERT):
-    """The pre-training model, for captions alone or with texts beside them."""
+    """The pre-training model, for captions with or without a text corpus."""
 
     vlbert: VisualLinguisticBertForPretraining
 
     @classmethod
     def from_config(cls, config: PretrainConfig) -> ResNetVLBERTForPretraining:
-        """The model that the config describes, with its initial values (spec model.md 8.1)."""
         network = config.NETWORK
         model = cls(
             vlbert=VisualLinguisticBertForPretraining.from_config(
@@ -141,7 +142,7 @@ class ResNetVLBERTForPretraining(MaskedVLBERT):
     def forward(
         self, batch: PretrainBatch, *, dense: bool = False, kernel: Kernel = "auto"
     ) -> PretrainOutputs:
-        """Restores what is labelled; `dense` scores every token and every box instead."""
+        """Predicts at labeled positions; `dense` predicts at every token and box."""
         encoded = self.encode(batch, self.region_features(batch), kernel=kernel)
         bert = self.vlbert
         words = encoded.text(None if dense else batch.masked_token_index.values)
@@ -156,18 +157,17 @@ class ResNetVLBERTForPretraining(MaskedVLBERT):
 
 
 class ResNetVLBERTForAttentionVis(MaskedVLBERT):
-    """The transformer of a pre-trained model without its heads; the states of all layers and their attention."""
+    """A pre-trained model without heads; returns the states and attention of all layers."""
 
     @classmethod
     def from_config(cls, config: PretrainConfig) -> ResNetVLBERTForAttentionVis:
-        """The model that the config describes."""
         return cls(
             vlbert=VisualLinguisticBert.from_config(config.NETWORK.VLBERT),
             **_shared_arguments(config, reads_texts=True),
         )
 
     def forward(self, batch: Batch) -> Encoded:
-        """Encodes the batch and keeps every layer and every attention map."""
+        """Encodes the batch with every layer and attention map."""
         return self.encode(batch, self.region_features(batch), kernel="explicit", all_layers=True)
 
 
@@ -175,8 +175,8 @@ def _shared_arguments(config: PretrainConfig, *, reads_texts: bool) -> dict[str,
     network = config.NETWORK
     return {
         "image_feature_extractor": FastRCNN.from_config(config),
-        "hides_features": network.IMAGE_FEAT_PRECOMPUTED or not network.MASK_RAW_PIXELS,
-        "hides_words": network.WITH_MVRC_LOSS,
+        "mask_region_features": network.IMAGE_FEAT_PRECOMPUTED or not network.MASK_RAW_PIXELS,
+        "mask_region_words": network.WITH_MVRC_LOSS,
         "reads_texts": reads_texts,
         "initializer_range": network.VLBERT.initializer_range,
     }

@@ -1,6 +1,6 @@
-"""VL-BERT for referring expressions: which region does a sentence mean (paper 4.2.3; spec model.md 7.3).
+"""VL-BERT for referring expressions: scores the candidate boxes (paper, section 4.2.3).
 
-Letters: B images, K boxes of all images, H hidden width.
+Shapes: B images, K boxes of all images, H hidden width.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from refcoco.config import RefCOCOConfig
 
 @dataclass(frozen=True)
 class RefCOCOOutputs:
-    """What the model says of a batch.
+    """Output of the RefCOCO model.
 
     Attributes:
-        logits: (K,) how well each box fits its image's sentence, the whole image included.
+        logits: (K,) score of each box for the expression of its image, including the whole image.
     """
 
     logits: Tensor
@@ -34,7 +34,7 @@ class ResNetVLBERT(VisualLinguisticModel):
 
     Args:
         image_feature_extractor: the region branch.
-        vlbert: the joint transformer; a pooler that it has is not used.
+        vlbert: the joint transformer; its pooler is not used.
         final_mlp: scores the final state of a region.
     """
 
@@ -52,7 +52,6 @@ class ResNetVLBERT(VisualLinguisticModel):
 
     @classmethod
     def from_config(cls, config: RefCOCOConfig) -> ResNetVLBERT:
-        """The model that the config describes, with its initial values (spec model.md 8.1)."""
         network = config.NETWORK
         vlbert = network.VLBERT
         head = region_classifier(vlbert.hidden_size, 1, vlbert.hidden_act, network.CLASSIFIER_DROPOUT)
@@ -64,6 +63,6 @@ class ResNetVLBERT(VisualLinguisticModel):
         )
 
     def forward(self, batch: Batch, *, kernel: Kernel = "auto") -> RefCOCOOutputs:
-        """Scores every box of every image; images have one sentence each, so regions come in the order of boxes."""
+        """Scores every box of every image. Images have one expression each, so regions are in the order of boxes."""
         encoded = self.encode(batch, self.region_features(batch), kernel=kernel)
         return RefCOCOOutputs(self.final_mlp(encoded.regions()).squeeze(1))

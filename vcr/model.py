@@ -1,6 +1,6 @@
-"""VL-BERT for VCR: which of four answers, or rationales, is right (paper 4.2.1; spec model.md 7.1).
+"""VL-BERT for VCR: scores four answers or rationales (paper, section 4.2.1).
 
-Letters: B images, K boxes, C choices, Q = B * C text sequences, T tokens, R regions of all sequences, H hidden width.
+Shapes: B images, K boxes, C choices, Q = B * C text sequences, T tokens, R regions of all sequences, H hidden width.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ OBJECT_WORDS = {1: NUM_CLASSES, 2: 1, 3: 0}
 
 @dataclass(frozen=True)
 class VCROutputs:
-    """What the model says of a batch.
+    """Output of the VCR model.
 
     Attributes:
-        logits: (B, C) score of every choice; QA->R test has C = 16, four rationales for each of four answers.
-        region_logits: (N, 81) categories of the regions that the regularisation loss looks at, or None.
-        region_classes: (N,) their true categories.
+        logits: (B, C) score of every choice. In QA->R tests C = 16: four rationales for each of four answers.
+        region_logits: (N, 81) class logits of the regions of the region classification loss, or None.
+        region_classes: (N,) classes of these regions.
     """
 
     logits: Tensor
@@ -40,14 +40,14 @@ class ResNetVLBERT(VisualLinguisticModel):
     """The VCR model.
 
     Args:
-        image_feature_extractor: the region branch; None when blind.
+        image_feature_extractor: the region branch; None for a blind model.
         vlbert: the joint transformer, with pooler.
         final_mlp: scores the pooled state of a sequence.
         cnn_loss_reg: classifies the final state of every region, or None.
-        object_word_mode: linguistic embedding of regions: 1 by category, 2 shared, 3 mean of the text's words.
-        special_ids: ids of [CLS] and [SEP], which mode 3 leaves out.
-        grounding: False gives every word the feature of the whole image instead of its own box.
-        object_attention: False leaves the regions out of the sequence.
+        object_word_mode: linguistic embedding of regions: 1 by class, 2 shared, 3 mean of the words of the text.
+        special_ids: ids of [CLS] and [SEP], which mode 3 excludes.
+        grounding: False gives every word the feature of the whole image instead of its box.
+        object_attention: False removes the regions from the sequence.
     """
 
     def __init__(
@@ -77,7 +77,6 @@ class ResNetVLBERT(VisualLinguisticModel):
 
     @classmethod
     def from_config(cls, config: VCRConfig, special_ids: tuple[int, int]) -> ResNetVLBERT:
-        """The model that the config describes, with its initial values (spec model.md 8.1)."""
         network = config.NETWORK
         vlbert = network.VLBERT
         region_loss = network.ENABLE_CNN_REG_LOSS and not network.BLIND
@@ -108,24 +107,24 @@ class ResNetVLBERT(VisualLinguisticModel):
         )
 
     def text_visual(self, batch: Batch, features: RegionFeatures | None) -> tuple[Tensor, Tensor]:
-        """See `VisualLinguisticModel`; without grounding every word speaks of the whole image."""
+        """Like `VisualLinguisticModel`; without grounding every word refers to the whole image."""
         if not self.grounding:
             batch = replace(batch, text=replace(batch.text, tags=torch.zeros_like(batch.text.tags)))
         return super().text_visual(batch, features)
 
     def regions(self, batch: Batch) -> tuple[Lengths, Tensor]:
-        """See `VisualLinguisticModel`; none without object attention."""
+        """Like `VisualLinguisticModel`; none without object attention."""
         return super().regions(batch) if self.object_attention else self.no_regions(batch)
 
     def region_words(self, batch: Batch, region_box: Tensor, region_sequence: Tensor) -> Tensor:
-        """(R, H): see `VisualLinguisticModel`; mode 3 averages the words of the region's own text sequence."""
+        """Like `VisualLinguisticModel`; mode 3 averages the words of the text sequence of each region."""
         if self.object_linguistic_embeddings is not None:
             return super().region_words(batch, region_box, region_sequence)
         text = batch.text
         ordinary = torch.ones_like(text.ids, dtype=torch.bool)
         for special in self.special_ids:
             ordinary &= text.ids != special
-        # The plain table also where the words are frozen and special ones train apart, as the reference does.
+        # As in the reference, use the frozen table even if special words have a trainable one.
         words = self.vlbert.word_embeddings(text.ids) * ordinary[:, None]
         rows = text.lengths.rows()
         total = words.new_zeros(len(text.lengths), words.shape[1]).index_add(0, rows, words)
@@ -136,7 +135,6 @@ class ResNetVLBERT(VisualLinguisticModel):
         return mean[region_sequence]
 
     def forward(self, batch: Batch, *, kernel: Kernel = "auto") -> VCROutputs:
-        """Scores every choice of every image."""
         features = self.region_features(batch)
         encoded = self.encode(batch, features, kernel=kernel)
         logits = self.final_mlp(self.vlbert.pool(encoded)).view(batch.num_samples, -1)

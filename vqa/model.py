@@ -1,6 +1,6 @@
-"""VL-BERT for VQA: which of the known answers fits (paper 4.2.2; spec model.md 7.2).
+"""VL-BERT for VQA: scores the answers of a vocabulary (paper, section 4.2.2).
 
-Letters: B images (and texts), K boxes of all images, T tokens, D visual width, H hidden width, V answers.
+Shapes: B images (and texts), K boxes of all images, T tokens, D visual width, H hidden width, V answers.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from common.models.visual_linguistic_model import VisualLinguisticModel
 from vqa.config import VQAConfig
 
 MASK_FROM_END = 2
-"""The answer is read at [MASK], the last but one token of `[CLS] question [SEP] [MASK] [SEP]`."""
+"""The answer is predicted at [MASK], the last but one token of `[CLS] question [SEP] [MASK] [SEP]`."""
 
 
 @dataclass(frozen=True)
 class VQAOutputs:
-    """What the model says of a batch.
+    """Output of the VQA model.
 
     Attributes:
         logits: (B, V) score of every answer.
@@ -38,9 +38,9 @@ class ResNetVLBERT(VisualLinguisticModel):
     """The VQA model.
 
     Args:
-        image_feature_extractor: the region branch; None when blind.
-        vlbert: the joint transformer; a pooler that it has is not used.
-        grounding: False gives the words no visual feature; else they all carry that of box 0, the whole image.
+        image_feature_extractor: the region branch; None for a blind model.
+        vlbert: the joint transformer; its pooler is not used.
+        grounding: False gives words no visual feature; otherwise all words get that of the whole image, box 0.
         final_mlp: scores the state at [MASK].
     """
 
@@ -65,7 +65,6 @@ class ResNetVLBERT(VisualLinguisticModel):
 
     @classmethod
     def from_config(cls, config: VQAConfig) -> ResNetVLBERT:
-        """The model that the config describes, with its initial values (spec model.md 8.1)."""
         network = config.NETWORK
         return cls(
             image_feature_extractor=None if network.BLIND else FastRCNN.from_config(config),
@@ -82,14 +81,13 @@ class ResNetVLBERT(VisualLinguisticModel):
         )
 
     def text_visual(self, batch: Batch, features: RegionFeatures | None) -> tuple[Tensor, Tensor]:
-        """See `VisualLinguisticModel`; without grounding the words carry a row of zeros behind the boxes."""
+        """Like `VisualLinguisticModel`; without grounding words use a row of zeros after the boxes."""
         visual, rows = super().text_visual(batch, features)
         if self.grounding or features is None:
             return visual, rows
         return F.pad(visual, (0, 0, 0, 1)), torch.full_like(rows, len(visual))
 
     def forward(self, batch: Batch, *, kernel: Kernel = "auto") -> VQAOutputs:
-        """Scores every answer to every question."""
         encoded = self.encode(batch, self.region_features(batch), kernel=kernel)
         lengths = batch.text.lengths
         answer = lengths.starts + lengths.tensor - MASK_FROM_END

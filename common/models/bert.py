@@ -1,7 +1,8 @@
-"""BERT layers on packed sequences (Devlin et al., 2019; spec model.md 3).
+"""BERT layers on packed sequences (Devlin et al., 2019); see `docs/model.md`.
 
-Parameter names are those of the published BERT files.
-Letters: Q rows, S packed tokens of all rows, L longest row, H width, I feed-forward width, A heads, d = H / A, V words.
+Parameter names are those of published BERT files.
+Shapes: Q rows, S packed tokens of all rows, L longest row, H width, I feed-forward width, A heads, d = H / A, V
+words.
 """
 
 from __future__ import annotations
@@ -24,16 +25,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.
 
 
 Kernel = Literal["auto", "padded", "jagged", "explicit"]
-"""How attention is computed: on a padded rectangle, on packed rows, or step by step with its probabilities."""
+"""Attention kernel: on padded rows, on packed rows (`jagged`), or step by step, returning the probabilities."""
 
 
 def layer_norm(width: int) -> nn.LayerNorm:
-    """LayerNorm as BERT has it."""
     return nn.LayerNorm(width, eps=LAYER_NORM_EPS)
 
 
 def init_bert_weights(module: nn.Module, std: float) -> None:
-    """Normal tables and linear weights, zero biases, identity norms (spec model.md 8.1)."""
+    """BERT initialization: normal embeddings and linear weights, zero biases, LayerNorm with weight 1 and bias 0."""
     for child in module.modules():
         if isinstance(child, nn.Linear | nn.Embedding):
             nn.init.normal_(child.weight, std=std)
@@ -44,7 +44,7 @@ def init_bert_weights(module: nn.Module, std: float) -> None:
 
 
 def _padded(q: Tensor, k: Tensor, v: Tensor, padding: Padding, dropout: float) -> Tensor:
-    """Fused attention on the rectangle; the mask covers keys only, padded queries are dropped again."""
+    """Fused attention on padded rows. Only keys are masked; the outputs of padded queries are dropped."""
     q, k, v = (padding.pad(x).transpose(1, 2) for x in (q, k, v))
     mask = padding.mask()
     context = F.scaled_dot_product_attention(
@@ -54,7 +54,7 @@ def _padded(q: Tensor, k: Tensor, v: Tensor, padding: Padding, dropout: float) -
 
 
 def _jagged(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, dropout: float) -> Tensor:
-    """Variable-length flash attention: no padding anywhere."""
+    """Variable-length flash attention without padding."""
     offsets = F.pad(lengths.tensor.cumsum(0), (1, 0))
     shortest, longest = min(lengths.sizes), lengths.longest
     q, k, v = (
@@ -68,7 +68,7 @@ def _jagged(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, dropout: float) -
 
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, padding: Padding, dropout: float) -> tuple[Tensor, Tensor]:
-    """Attention step by step; also returns the (Q, A, L, L) probabilities after dropout."""
+    """Attention step by step. Also returns the (Q, A, L, L) probabilities after dropout."""
     q, k, v = (padding.pad(x).transpose(1, 2) for x in (q, k, v))
     scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
     mask = padding.mask()
@@ -79,12 +79,12 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, padding: Padding, dropout: float)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention within every row.
+    """Multi-head self-attention within every row.
 
     Args:
         hidden_size: H.
         num_heads: A.
-        dropout: probability on the attention weights.
+        dropout: dropout probability of the attention weights.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
@@ -96,7 +96,7 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor, padding: Padding, kernel: Kernel) -> tuple[Tensor, Tensor | None]:
-        """(S, H) to (S, H), and the (Q, A, L, L) attention map of the explicit kernel."""
+        """Maps (S, H) to (S, H); the explicit kernel also returns its (Q, A, L, L) attention probabilities."""
         q, k, v = (
             project(x).view(len(x), self.num_heads, -1) for project in (self.query, self.key, self.value)
         )
@@ -115,8 +115,6 @@ class SelfAttention(nn.Module):
 
 
 class ResidualOutput(nn.Module):
-    """Linear, dropout, residual sum, LayerNorm."""
-
     def __init__(self, inputs: int, hidden_size: int, dropout: float) -> None:
         super().__init__()
         self.dense = nn.Linear(inputs, hidden_size)
@@ -124,41 +122,32 @@ class ResidualOutput(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """(S, inputs) and (S, H) to (S, H)."""
         normed: Tensor = self.LayerNorm(self.dropout(self.dense(x)) + residual)
         return normed
 
 
 class Attention(nn.Module):
-    """Self attention with its residual output."""
-
     def __init__(self, hidden_size: int, num_heads: int, dropout: float, attention_dropout: float) -> None:
         super().__init__()
         self.self = SelfAttention(hidden_size, num_heads, attention_dropout)
         self.output = ResidualOutput(hidden_size, hidden_size, dropout)
 
     def forward(self, x: Tensor, padding: Padding, kernel: Kernel) -> tuple[Tensor, Tensor | None]:
-        """See `SelfAttention.forward`."""
         context, maps = self.self(x, padding, kernel)
         return self.output(context, x), maps
 
 
 class Intermediate(nn.Module):
-    """First half of the feed-forward block."""
-
     def __init__(self, hidden_size: int, intermediate_size: int, activation: str) -> None:
         super().__init__()
         self.dense = nn.Linear(hidden_size, intermediate_size)
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(S, H) to (S, I)."""
         return self.activation(self.dense(x))
 
 
 class Layer(nn.Module):
-    """One transformer layer."""
-
     def __init__(
         self,
         *,
@@ -175,19 +164,18 @@ class Layer(nn.Module):
         self.output = ResidualOutput(intermediate_size, hidden_size, dropout)
 
     def forward(self, x: Tensor, padding: Padding, kernel: Kernel) -> tuple[Tensor, Tensor | None]:
-        """(S, H) to (S, H), and the attention map of the explicit kernel."""
         x, maps = self.attention(x, padding, kernel)
         return self.output(self.intermediate(x), x), maps
 
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """Result of `Encoder`.
+    """Output of `Encoder`.
 
     Attributes:
-        hidden: (S, H) of the last layer.
-        layers: (S, H) of every layer, when asked for.
-        attention: (Q, A, L, L) of every layer, when asked for.
+        hidden: (S, H) states of the last layer.
+        layers: (S, H) states of every layer, if requested.
+        attention: (Q, A, L, L) attention probabilities of every layer, with the explicit kernel.
     """
 
     hidden: Tensor
@@ -196,8 +184,6 @@ class EncoderOutput:
 
 
 class Encoder(nn.Module):
-    """A stack of `Layer`s; the arguments are theirs."""
-
     def __init__(self, num_layers: int, **layer: int | float | str) -> None:
         super().__init__()
         self.layer = nn.ModuleList(Layer(**layer) for _ in range(num_layers))  # type: ignore[arg-type]

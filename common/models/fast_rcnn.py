@@ -1,6 +1,6 @@
-"""Region features: from pixels through RoIAlign and the last ResNet stage, or precomputed (spec model.md 5).
+"""Region features: from pixels through RoIAlign and the last ResNet stage, or precomputed (paper, section 3.2).
 
-Letters: B images, K boxes of all images, F region feature width (2048), D width of the result, M mask side.
+Shapes: B images, K boxes of all images, F region feature width (2048), D width of the result, M mask side.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ STRIDE = 16
 
 @dataclass(frozen=True)
 class RegionFeatures:
-    """What the region branch knows of K boxes.
+    """Output of the region branch for K boxes.
 
     Attributes:
-        embeddings: (K, D) input of the joint transformer.
+        embeddings: (K, D) visual features for the joint transformer.
         raw: (K, F) pooled features.
-        class_logits: (K, 81), with the region classification loss at this level only.
+        class_logits: (K, 81) for the region classification loss, or None.
     """
 
     embeddings: Tensor
@@ -49,10 +49,10 @@ class RegionFeatures:
 
 
 class ImageNormalizer(nn.Module):
-    """Turns B, G, R bytes into the network's input on the device; the padding beyond a picture is zero after it.
+    """Normalizes B, G, R bytes on the device, and sets the padding of an image to zero afterwards.
 
     Args:
-        means: of channels B, G, R on the 0..255 scale.
+        means: means of channels B, G, R on the 0..255 scale.
         stds: divisors of the channels.
     """
 
@@ -61,17 +61,17 @@ class ImageNormalizer(nn.Module):
 
     def __init__(self, means: Sequence[float], stds: Sequence[float]) -> None:
         super().__init__()
-        # Not part of a checkpoint: the config holds them.
+        # Not in checkpoints: these values belong to the configuration.
         self.register_buffer("mean", torch.tensor(means).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(stds).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, sizes: Tensor, masked_pixel_boxes: Ragged | None = None) -> Tensor:
-        """Normalises a batch of images.
+        """Normalizes a batch of images.
 
         Args:
-            images: (P, 3, H, W) uint8; float images are normalised already, and stay.
-            sizes: (P, 2) width, height of the pictures.
-            masked_pixel_boxes: areas that become zero, (n, 4) int64 first and last column and row; at least P rows.
+            images: (P, 3, H, W) uint8. Float images are already normalized and returned unchanged.
+            sizes: (P, 2) width and height of the images without padding.
+            masked_pixel_boxes: (n, 4) int64 first and last column and row of areas to set to zero; at least P rows.
         """
         if images.is_floating_point():
             return images
@@ -85,8 +85,8 @@ class ImageNormalizer(nn.Module):
 
 
 def _covered(areas: Ragged, x: Tensor, y: Tensor) -> Tensor:
-    """(P, H, W) bool: the pixels of columns x (W,) and rows y (H,) inside one of the areas of their picture."""
-    # The end is excluded, so that the zeros behind a row are empty areas.
+    """Returns (P, H, W) bool: pixels of columns x (W,) and rows y (H,) inside an area of their image."""
+    # The end is exclusive, so that the zeros that pad a row are empty areas.
     ends = torch.cat([areas.values[:, :2], areas.values[:, 2:] + 1], dim=1)
     left, top, right, bottom = Padding.of(areas.lengths).pad(ends)[..., None].unbind(2)
     columns = ((x >= left) & (x < right)).float()
@@ -95,18 +95,18 @@ def _covered(areas: Ragged, x: Tensor, y: Tensor) -> Tensor:
 
 
 class FastRCNN(nn.Module):
-    """Region features of Fast R-CNN with the coordinate embedding of VL-BERT (paper 3.2; spec model.md 5).
+    """Fast R-CNN region features with the geometry embedding of VL-BERT (paper, section 3.2).
 
     Args:
         final_dim: D.
-        depth: ResNet depth; None when features are precomputed, then no trunk is built.
-        width: planes of the first ResNet stage.
-        dilated: last stage with dilation 2 on 14x14 (else stride 2, 7x7).
-        stride_in_1x1: where bottlenecks put their stride.
-        semantic: append an embedding of the box category.
-        classify: build the region classifier of the regularisation loss.
-        frozen_stages: 1..4 of the trunk, 5 the RoI head.
-        frozen_bn: batch norm keeps statistics, scale and shift.
+        depth: ResNet depth; None for precomputed features, without a backbone.
+        width: channels of the first ResNet stage.
+        dilated: last stage with dilation 2 on 14x14 (otherwise stride 2, 7x7).
+        stride_in_1x1: whether bottlenecks have their stride in the first 1x1 convolution.
+        semantic: whether to append an embedding of the box class.
+        classify: whether to build the classifier of the region classification loss.
+        frozen_stages: 1..4 of the backbone, 5 the RoI head.
+        frozen_bn: whether batch norm keeps statistics, scale and shift.
         pixel_means: B, G, R means of `ImageNormalizer`.
         pixel_stds: B, G, R divisors.
 
@@ -155,7 +155,6 @@ class FastRCNN(nn.Module):
 
     @classmethod
     def from_config(cls, config: ExperimentConfig, *, classify: bool = False) -> FastRCNN:
-        """The region branch that `NETWORK` describes."""
         network = config.NETWORK
         return cls(
             final_dim=network.IMAGE_FINAL_DIM,
@@ -179,7 +178,7 @@ class FastRCNN(nn.Module):
             freeze_batch_norm(self)
 
     def train(self, mode: bool = True) -> FastRCNN:
-        """Training mode, except for frozen batch norm, which keeps its statistics."""
+        """Sets training mode, except for frozen batch norm, which stays in evaluation mode."""
         super().train(mode)
         if self.frozen_bn:
             for module in self.modules():
@@ -195,10 +194,10 @@ class FastRCNN(nn.Module):
         mask_embedding: Tensor | None = None,
         masked_pixel_boxes: Ragged | None = None,
     ) -> RegionFeatures:
-        """Features of every box of the batch.
+        """Computes the features of every box of a batch.
 
         Args:
-            batch: images or precomputed features, boxes, `im_info`, and categories and instance masks if any.
+            batch: images or precomputed features, boxes, `im_info`, and classes and instance masks if any.
             masked: (K,) bool, boxes whose feature is replaced by `mask_embedding`.
             mask_embedding: (F,).
             masked_pixel_boxes: see `ImageNormalizer`.
@@ -239,21 +238,21 @@ class FastRCNN(nn.Module):
         masks: Tensor | None = None,
         masked_pixel_boxes: Ragged | None = None,
     ) -> Tensor:
-        """(K, F) mean over the RoI head's map of every box, inside its instance mask where there is one.
+        """Returns (K, F): the mean of the RoI head's map of every box, within its instance mask if there is one.
 
         Args:
             images: (P, 3, H, W), see `ImageNormalizer`.
-            sizes: (P, 2) width, height of the pictures.
-            boxes: (K, 4) in pixels of them.
+            sizes: (P, 2) width and height of the images.
+            boxes: (K, 4) in pixels of the images.
             image_of_box: (K,) int64.
             masks: (K, M, M) bool or float.
             masked_pixel_boxes: see `ImageNormalizer`.
         """
-        # Imported where pixels are read: it takes two seconds and 90 MB of every process.
+        # Imported here: torchvision takes two seconds and 90 MB of every process.
         from torchvision.ops import roi_align
 
         trunk = self.backbone(self.normalize(images, sizes, masked_pixel_boxes))
-        # Coordinates and the bilinear sampling stay in float32 under autocast (spec model.md 12).
+        # Coordinates and bilinear sampling stay in float32 under autocast: half precision cannot represent them.
         with torch.autocast(trunk.device.type, enabled=False):
             rois = torch.cat([image_of_box[:, None].float(), boxes.float()], dim=1)
             regions = roi_align(
@@ -262,6 +261,6 @@ class FastRCNN(nn.Module):
         maps = self.roi_head_feature_extractor(regions.to(trunk.dtype))
         if masks is None:
             return cast(Tensor, maps.mean(dim=(2, 3)))
-        # The mean divides by the whole map whatever the mask covers (spec model.md 5.3).
+        # As in the reference, the mean divides by the size of the map, whatever the mask covers.
         masks = masks.to(maps.dtype).flatten(1)
         return torch.bmm(maps.flatten(2), masks[:, :, None]).squeeze(2) / masks.shape[1]

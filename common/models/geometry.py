@@ -1,4 +1,4 @@
-"""Pure functions on boxes `(x1, y1, x2, y2)`."""
+"""Functions of boxes `(x1, y1, x2, y2)`."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from torch import Tensor
 
 
 def coordinate_embeddings(boxes: Tensor, sizes: Tensor, dim: int = 256) -> Tensor:
-    """Sine and cosine embedding of the place and size of boxes in their pictures (spec model.md 5.6).
+    """Sine and cosine embedding of box positions and sizes (paper, section 3.2).
 
     Args:
         boxes: (K, 4) x1, y1, x2, y2 in pixels.
-        sizes: (K, 2) width and height of each box's picture in pixels.
-        dim: number of wave lengths, from 1 to nearly 1000.
+        sizes: (K, 2) width and height of the image of each box in pixels.
+        dim: number of wavelengths, from 1 to nearly 1000.
 
     Returns:
-        (K, 4, 2 * dim) float32: sines then cosines of centre x, centre y, width, height in percent of the picture.
+        (K, 4, 2 * dim) float32: sines, then cosines of center x, center y, width, height in percent of the image.
     """
     boxes, sizes = boxes.float(), sizes.float()
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2
     extent = boxes[:, 2:] - boxes[:, :2]
-    percent = torch.cat([centre / sizes, extent / sizes], dim=1) * 100
-    wave_length = 1000 ** (torch.arange(dim, dtype=torch.float32, device=boxes.device) / dim)
-    angle = percent[:, :, None] / wave_length
+    percent = torch.cat([center / sizes, extent / sizes], dim=1) * 100
+    wavelength = 1000 ** (torch.arange(dim, dtype=torch.float32, device=boxes.device) / dim)
+    angle = percent[:, :, None] / wavelength
     return torch.cat([angle.sin(), angle.cos()], dim=2)
 
 
 def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union with inclusive corners: a box covers `x2 - x1 + 1` pixels (spec data.md 0.1).
+    """Intersection over union with inclusive corners: a box covers `x2 - x1 + 1` pixels.
 
     Args:
         boxes: (N, 4).

@@ -1,4 +1,4 @@
-"""Losses as pure functions; every one is finite, and differentiable, on an empty set of labels."""
+"""Loss functions. Each is finite and differentiable on an empty set of labels."""
 
 from __future__ import annotations
 
@@ -12,60 +12,62 @@ from common.batch import Lengths
 
 
 def is_distribution(target: Tensor) -> Tensor:
-    """(M,) bool: which rows of (M, C) are a label, as they sum to one within 0.1 (spec model.md 5.7)."""
+    """Returns (M,) bool: rows of (M, C) that are labels, since they sum to 1 within 0.1."""
     return (target.sum(dim=1) - 1).abs() < 0.1
 
 
 def soft_cross_entropy(
     logits: Tensor, target: Tensor, reduction: Literal["mean", "sum", "none"] = "mean"
 ) -> Tensor:
-    """Cross entropy against distributions; rows whose target does not sum to one carry no label (spec model.md 5.7).
+    """Cross entropy with soft targets. Rows whose target does not sum to 1 are unlabeled.
 
     Args:
         logits: (M, C).
-        target: (M, C), used as it is in rows with |sum - 1| < 0.1.
-        reduction: over labelled rows; `none` gives 0 in the others.
+        target: (M, C), used unchanged in rows with |sum - 1| < 0.1.
+        reduction: over labeled rows; `none` gives 0 for the others.
 
     Returns:
-        A scalar, or (M,) for `none`. Without a labelled row it is zero and still reaches every logit.
+        A scalar, or (M,) for `none`. Without labeled rows it is 0 and still has a gradient for every logit, so that
+        all
+        ranks take part in the reduction of gradients.
     """
-    labelled = is_distribution(target)
+    labeled = is_distribution(target)
     loss = -(target * F.log_softmax(logits.float(), dim=1)).sum(dim=1)
-    loss = torch.where(labelled, loss, loss * 0)
+    loss = torch.where(labeled, loss, loss * 0)
     if reduction == "none":
         return loss
     if reduction == "sum":
         return loss.sum()
     if reduction == "mean":
-        return loss.sum() / labelled.sum().clamp(min=1)
+        return loss.sum() / labeled.sum().clamp(min=1)
     raise ValueError(f"reduction {reduction!r}: use 'mean', 'sum' or 'none'")
 
 
 def mean_or_zero(loss: Tensor) -> Tensor:
-    """Mean of per-item losses (M,), and a differentiable zero when there is none."""
+    """Mean of per-item losses (M,); a differentiable zero without items."""
     return loss.sum() / max(loss.numel(), 1)
 
 
 EPSILON = 1e-4
-"""What `sample_mean` adds to the numbers that it divides by."""
+"""Added to the denominators of `sample_mean`."""
 
 
-def sample_mean(loss: Tensor, labelled: Tensor, lengths: Lengths) -> Tensor:
-    """Mean over samples of the mean over their labelled items (spec model.md 7.4, `..._NORM_IN_BATCH_FIRST`).
+def sample_mean(loss: Tensor, labeled: Tensor, lengths: Lengths) -> Tensor:
+    """Mean over samples of the mean over their labeled items (`..._NORM_IN_BATCH_FIRST`).
 
     Args:
-        loss: (M,) of every item.
-        labelled: (M,) bool, items that count.
-        lengths: items of each sample.
+        loss: (M,) loss of every item.
+        labeled: (M,) bool, items that count.
+        lengths: number of items of each sample.
     """
-    sample, counted = lengths.rows(), labelled.to(loss.dtype)
+    sample, counted = lengths.rows(), labeled.to(loss.dtype)
     counts = counted.new_zeros(len(lengths)).index_add(0, sample, counted)
     per_sample = loss * counted / (counts[sample] + EPSILON)
     return per_sample.sum() / ((counts > 0).sum() + EPSILON)
 
 
 def choice_bce(logits: Tensor, labels: Tensor, positive_weight: float) -> Tensor:
-    """Binary cross entropy of every choice, of the same magnitude for every weight (spec model.md 7.1).
+    """Binary cross entropy of every choice, scaled to the same magnitude for every weight.
 
     Args:
         logits: (B, C).

@@ -1,7 +1,8 @@
-"""The bijective map between our parameter names and those of `.model` files on disk (spec model.md 1).
+"""The bijection between parameter names in this code and names in `.model` files.
 
-On disk, one tensor may stand under two names: the RoI head also as `head.0.*`, the word table also as the decoder of
-the masked-language head. Inside, every tensor has one name, and a wrapper such as `vlbert._module` does not exist.
+On disk, a tensor may have two names: the RoI head also `head.0.*`, the word embeddings also the decoder of the MLM
+head.
+In this code every tensor has one name, and wrappers such as `vlbert._module` do not exist.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ WRAPPER = "module."
 
 
 def strip_wrapper(name: str) -> str:
-    """Removes the prefix that data-parallel wrappers add, once or several times."""
+    """Removes the prefixes that data-parallel wrappers add."""
     while name.startswith(WRAPPER):
         name = name[len(WRAPPER) :]
     return name
@@ -40,23 +41,22 @@ def strip_wrapper(name: str) -> str:
 
 @dataclass(frozen=True)
 class OfficialNames:
-    """Names of one task's model on disk.
+    """Maps the names of one task's model.
 
     Attributes:
-        prefixes: `(internal, official)` prefixes that differ, first match wins.
+        prefixes: `(internal, official)` prefixes that differ; the first match counts.
     """
 
     prefixes: tuple[tuple[str, str], ...] = ()
 
     def official(self, name: str) -> str:
-        """Official name of an internal one."""
         for internal, official in self.prefixes:
             if name.startswith(internal):
                 return official + name[len(internal) :]
         return name
 
     def internal(self, name: str) -> str:
-        """Internal name of an official one; aliases and a `module.` wrapper are resolved."""
+        """Returns the internal name of an official one. Resolves aliases and a `module.` wrapper."""
         name = strip_wrapper(name)
         for internal, official in self.prefixes:
             if name.startswith(official):
@@ -65,13 +65,13 @@ class OfficialNames:
         if name.endswith(DECODER):
             return name[: -len(DECODER)] + WORD_TABLE
         head, found, tail = name.rpartition(ROI_HEAD_ALIAS)
-        # `mlm_head.0.` must not be taken for the RoI head: the alias starts a path component.
+        # Aliases match whole path components, so that `mlm_head.0.` is not taken for the RoI head.
         if found and (head == "" or head.endswith(".")):
             return head + ROI_HEAD + tail
         return name
 
     def to_official(self, state: Mapping[str, ValueT]) -> dict[str, ValueT]:
-        """Official dictionary of an internal one, aliases included, in the official order."""
+        """Converts internal to official names, with aliases, in the official order."""
         names = {name: self.official(name) for name in state}
         entries = [(names[name], value) for name, value in state.items()]
         entries = _insert_aliases(entries, _roi_head_aliases(entries), lambda name: ROI_HEAD in name)
@@ -79,9 +79,9 @@ class OfficialNames:
         return dict(entries)
 
     def from_official(self, state: Mapping[str, ValueT], known: Collection[str]) -> dict[str, ValueT]:
-        """Internal dictionary of an official one; of two aliases the later wins, as in the reference.
+        """Converts official to internal names. Of two aliases the later counts, as in the reference.
 
-        Names that do not map to one of `known` keep their name on disk, for the caller to report.
+        Names that do not map to one of `known` are kept, for the caller to report.
         """
         result: dict[str, ValueT] = {}
         for name, value in state.items():
@@ -103,7 +103,7 @@ def _decoder_aliases(entries: list[tuple[str, ValueT]]) -> list[tuple[str, Value
 def _insert_aliases(
     entries: list[tuple[str, ValueT]], aliases: list[tuple[str, ValueT]], in_group: object
 ) -> list[tuple[str, ValueT]]:
-    """Puts the aliases right behind the last entry of their group."""
+    """Inserts the aliases after the last entry of their group."""
     if not aliases:
         return entries
     assert callable(in_group)

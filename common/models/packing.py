@@ -1,6 +1,6 @@
-"""Index arithmetic of packed sequences: no `nonzero`, no wait for the device (spec model.md 2.3).
+"""Index arithmetic of packed sequences, without `nonzero` and without device synchronization.
 
-Every row is `[text tokens][regions][END]`. Letters: Q rows, T text tokens, R regions, S = T + R + Q packed tokens.
+Every row is `[text tokens][regions][END]`. Shapes: Q rows, T text tokens, R regions, S = T + R + Q packed tokens.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from common.batch import Lengths
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the parts of every row stand in the packed (S, ...) tensor.
+    """Indices of the parts of every row in the packed (S, ...) tensor.
 
     Attributes:
-        lengths: tokens of each row (Q rows).
-        text: (T,) slots of the text tokens.
-        regions: (R,) slots of the regions.
-        end: (Q,) slots of the [END] tokens.
-        positions: (S,) position ids in the order text, regions, end; all regions of a row share one.
+        lengths: number of tokens of each row (Q rows).
+        text: (T,) indices of the text tokens.
+        regions: (R,) indices of the regions.
+        end: (Q,) indices of the [END] tokens.
+        positions: (S,) position ids in the order text, regions, end. All regions of a row share one.
     """
 
     lengths: Lengths
@@ -34,7 +34,7 @@ class Packing:
 
     @classmethod
     def of(cls, text: Lengths, regions: Lengths, first_position: int = 0) -> Packing:
-        """Packs rows of `text` and `regions` lengths; position ids start at `first_position`."""
+        """Builds the indices of rows with these lengths. Position ids start at `first_position`."""
         sizes = tuple(t + r + 1 for t, r in zip(text.sizes, regions.sizes, strict=True))
         lengths = Lengths(sizes, text.tensor + regions.tensor + 1)
         start = lengths.starts
@@ -49,23 +49,23 @@ class Packing:
         )
 
     def pack(self, values: Tensor) -> Tensor:
-        """(S, H) given in the order text, regions, end, to their slots."""
+        """Permutes (S, H) from the order text, regions, end to packed rows."""
         slots = torch.cat([self.text, self.regions, self.end])
         return torch.empty_like(values).index_copy(0, slots, values)
 
     @property
     def first(self) -> Tensor:
-        """(Q,) slots of the first token of every row."""
+        """(Q,) indices of the first token of every row."""
         return self.lengths.starts
 
 
 @dataclass(frozen=True)
 class Padding:
-    """How packed rows look as a rectangle, for kernels that need one.
+    """Conversion between packed rows and a padded rectangle.
 
     Attributes:
-        lengths: tokens of each row.
-        slots: (S,) place of every packed token in the flattened (Q * longest) rectangle.
+        lengths: number of tokens of each row.
+        slots: (S,) index of every packed token in the flattened (Q * longest) rectangle.
     """
 
     lengths: Lengths
@@ -73,11 +73,10 @@ class Padding:
 
     @classmethod
     def of(cls, lengths: Lengths) -> Padding:
-        """The rectangle of rows of these lengths."""
         return cls(lengths, lengths.rows() * lengths.longest + lengths.positions())
 
     def pad(self, packed: Tensor) -> Tensor:
-        """(S, ...) to (Q, longest, ...), zeros behind each row."""
+        """Converts (S, ...) to (Q, longest, ...), with zeros as padding."""
         rows, longest = len(self.lengths), self.lengths.longest
         if rows * longest == len(packed):
             return packed.view(rows, longest, *packed.shape[1:])
@@ -85,11 +84,11 @@ class Padding:
         return flat.view(rows, longest, *packed.shape[1:])
 
     def unpad(self, padded: Tensor) -> Tensor:
-        """(Q, longest, ...) back to (S, ...)."""
+        """Converts (Q, longest, ...) to (S, ...)."""
         return padded.flatten(0, 1).index_select(0, self.slots)
 
     def mask(self) -> Tensor | None:
-        """(Q, longest) bool, True = real; None when every slot is real."""
+        """Returns (Q, longest) bool, True for real tokens; None if there is no padding."""
         if len(set(self.lengths.sizes)) <= 1:
             return None
         index = torch.arange(self.lengths.longest, device=self.slots.device)
@@ -97,11 +96,11 @@ class Padding:
 
 
 def argmax_per_row(values: Tensor, lengths: Lengths) -> Tensor:
-    """(B,) int64: where in a ragged (K,) tensor the largest value of each row stands; the first of equal ones.
+    """Returns (B,) int64 indices of the largest value of each row of a ragged tensor; the first of equal ones.
 
     Args:
         values: (K,).
-        lengths: of the B rows, none empty.
+        lengths: lengths of the B rows, none of them 0.
     """
     assert min(lengths.sizes, default=1) > 0, "an empty row has no largest value"
     rectangle = Padding.of(lengths)

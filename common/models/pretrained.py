@@ -1,4 +1,4 @@
-"""Weight files into modules: BERT, ResNet and VL-BERT files, each with a report (spec model.md 8.2, 8.3, 9)."""
+"""Loading weight files: BERT, ResNet and VL-BERT, each with a report; see "Loading rules" in `docs/model.md`."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a weight file gave to a model.
+    """What was loaded from a weight file.
 
     Attributes:
-        what: kind of file, for people.
+        what: kind of file.
         source: path of the file.
-        loaded: names in the model that the file filled.
-        missing: names in the model that keep their value.
-        unused: names in the file that went nowhere.
+        loaded: names in the model that were loaded.
+        missing: names in the model that keep their values.
+        unused: names in the file that were not used.
     """
 
     what: str
@@ -52,7 +52,7 @@ class LoadReport:
         )
 
     def details(self) -> str:
-        """The report with every name, a line each."""
+        """Returns the report with every name on its own line."""
         lines = [str(self)]
         for title, names in (("loaded", self.loaded), ("missing", self.missing), ("unused", self.unused)):
             lines += [f"{title}: {name}" for name in names]
@@ -60,20 +60,20 @@ class LoadReport:
 
 
 def some(names: Collection[str], limit: int = 4) -> str:
-    """The first few names and how many more there are."""
+    """Returns the first few names and the number of others."""
     shown = ", ".join(list(names)[:limit])
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def read_weights(path: str | Path, key: str = "") -> dict[str, Any]:
-    """Reads a `.model` or `.bin` file; only tensors and plain values, never code.
+    """Reads a `.model` or `.bin` file. Only tensors and plain values are loaded, never code.
 
     Args:
         path: the file, in either of PyTorch's formats.
-        key: config key or flag that names the file, for the message.
+        key: config key or flag that names the file, for messages.
 
     Raises:
-        CheckpointError: missing, truncated, foreign or code-carrying file.
+        CheckpointError: the file is missing, truncated, of another kind, or contains code.
     """
     path = Path(path)
     named = f"{key}: {path}" if key else str(path)
@@ -81,7 +81,9 @@ def read_weights(path: str | Path, key: str = "") -> dict[str, Any]:
         raise CheckpointError(f"{named}: no such file; give the path of a weight file or checkpoint")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about pickles of other programs, refused below
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # about pickles of other programs, which are rejected below
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if _is_pickle(path) and re.search(r"(?i)unsupported (global|class|operand)", str(error)):
@@ -90,7 +92,7 @@ def read_weights(path: str | Path, key: str = "") -> dict[str, Any]:
                 "a checkpoint holds only tensors and plain values"
             ) from None
         raise CheckpointError(f"{named}: truncated, or not a PyTorch file; get it again") from None
-    except Exception:  # bytes at random raise whatever comes; no list of errors is complete
+    except Exception:  # random bytes raise arbitrary exceptions
         raise CheckpointError(f"{named}: truncated, or not a PyTorch file; get it again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{named}: holds a {type(content).__name__}, expected a dictionary of tensors")
@@ -98,13 +100,13 @@ def read_weights(path: str | Path, key: str = "") -> dict[str, Any]:
 
 
 def _is_pickle(path: Path) -> bool:
-    """A pickle of any program, bare or inside the zip of a PyTorch file."""
+    """Returns whether a file is a pickle, bare or inside the zip of a PyTorch file."""
     with path.open("rb") as file:
         return file.read(1) == b"\x80" or zipfile.is_zipfile(path)
 
 
 def weights_of(content: Mapping[str, Any], source: str) -> Weights:
-    """The tensors of a checkpoint (`state_dict`) or of a plain weight file."""
+    """Returns the tensors of a checkpoint (`state_dict`) or of a plain weight file."""
     state = content.get("state_dict", content)
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{source}: 'state_dict' is a {type(state).__name__}, expected a dictionary")
@@ -116,7 +118,7 @@ def weights_of(content: Mapping[str, Any], source: str) -> Weights:
 
 @torch.no_grad()
 def _copy(model: nn.Module, values: Mapping[str, Tensor], source: str, names: OfficialNames) -> None:
-    """Copies tensors into the model, all or none; half precision becomes the model's own."""
+    """Copies tensors into the model, all or none. Half precision is converted."""
     state = model.state_dict()
     wrong = [
         f"{names.official(name)} is {tuple(value.shape)} in the file and {tuple(state[name].shape)} here"
@@ -130,10 +132,10 @@ def _copy(model: nn.Module, values: Mapping[str, Tensor], source: str, names: Of
 
 
 def load_state(model: nn.Module, weights: Mapping[str, Tensor], names: OfficialNames, source: str) -> None:
-    """Loads a whole checkpoint: every name of the model, and no other (spec model.md 9.2).
+    """Loads a complete checkpoint: exactly the names of the model.
 
     Raises:
-        CheckpointError: names missing or left over, or shapes that differ.
+        CheckpointError: names are missing or unexpected, or shapes differ.
     """
     state = model.state_dict()
     values = names.from_official(weights, state)
@@ -147,10 +149,10 @@ def load_state(model: nn.Module, weights: Mapping[str, Tensor], names: OfficialN
 
 
 def rename_prefixes(weights: Mapping[str, Tensor], rules: Sequence[str], source: str) -> Weights:
-    """Applies `old->new` prefix rules, the first that matches each name (spec model.md 9.3).
+    """Applies `old->new` prefix rules; the first match of each name counts.
 
     Raises:
-        CheckpointError: a list of rules of which none matches anything.
+        CheckpointError: no rule matches any name.
     """
     pairs = [tuple(rule.split("->", 1)) for rule in rules]
     renamed, hits = {}, 0
@@ -172,7 +174,7 @@ def rename_prefixes(weights: Mapping[str, Tensor], rules: Sequence[str], source:
 def load_matching(
     model: nn.Module, weights: Mapping[str, Tensor], names: OfficialNames, source: str
 ) -> LoadReport:
-    """Loads the names that model and file share (spec model.md 9.2, partial).
+    """Loads the names that model and file share.
 
     Raises:
         CheckpointError: nothing matches, or a shape differs.
@@ -207,7 +209,7 @@ _LANGUAGE_NAMES = (
 
 
 def language_name(name: str) -> str:
-    """Our name of an entry of a BERT or RoBERTa file, with or without its prefix, old or new spelling."""
+    """Returns the internal name of an entry of a BERT or RoBERTa file, in old or new spelling."""
     name = strip_wrapper(name)
     for prefix in ("bert.", "roberta."):
         name = name.removeprefix(prefix)
@@ -219,7 +221,7 @@ def language_name(name: str) -> str:
 
 
 def _type_rows(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Segment rows of a language file in a larger table; a single row (RoBERTa) serves all segments."""
+    """Copies segment embeddings into a larger table. A single row (RoBERTa) fills all segments."""
     if theirs.shape[0] == 1:
         return theirs.expand_as(ours)
     return torch.cat([theirs, ours[theirs.shape[0] :].to(theirs.dtype)])
@@ -228,10 +230,12 @@ def _type_rows(ours: Tensor, theirs: Tensor) -> Tensor:
 def load_language_model(
     model: VisualLinguisticBert, weights: Mapping[str, Tensor], source: str
 ) -> LoadReport:
-    """Fills the transformer from a BERT file (spec model.md 8.2).
+    """Loads the transformer from a BERT file.
 
     Raises:
-        CheckpointError: foreign file, incomplete encoder or head, or a table of another size than the config's.
+        CheckpointError: the file is of another kind, its encoder or head is incomplete, or a table has another size
+            than
+            configured.
     """
     state = model.state_dict()
     values = {language_name(name): value for name, value in weights.items()}
@@ -258,10 +262,10 @@ def load_language_model(
 
 
 def load_image_backbone(model: FastRCNN, weights: Mapping[str, Tensor], source: str) -> LoadReport:
-    """Fills trunk and RoI head from a ResNet file in torchvision's naming (spec model.md 8.3).
+    """Loads backbone and RoI head from a ResNet file with torchvision's names.
 
     Raises:
-        CheckpointError: foreign file, incomplete `layer4`, or shapes of another depth or width.
+        CheckpointError: the file is of another kind, `layer4` is incomplete, or depth or width differ.
     """
     state = model.state_dict()
     values = {}
@@ -292,7 +296,7 @@ def load_image_backbone(model: FastRCNN, weights: Mapping[str, Tensor], source: 
 
 
 def language_file(config: ExperimentConfig) -> tuple[str, Path] | None:
-    """The key and path of the BERT file that the config names, or None."""
+    """Returns the config key and path of the BERT file, or None."""
     network = config.NETWORK
     if network.BERT_PRETRAINED:
         path = Path(f"{network.BERT_PRETRAINED}-{network.BERT_PRETRAINED_EPOCH:04d}.model")
@@ -304,10 +308,10 @@ def language_file(config: ExperimentConfig) -> tuple[str, Path] | None:
 def load_base_models(
     vlbert: VisualLinguisticBert, images: FastRCNN | None, config: ExperimentConfig
 ) -> list[LoadReport]:
-    """Fills a fresh model from the BERT and ResNet files that the config names, if any."""
+    """Loads the configured BERT and ResNet files into a new model."""
     reports = []
     language = language_file(config)
-    if getattr(config.NETWORK.VLBERT, "from_scratch", False):  # a key of pre-training alone
+    if getattr(config.NETWORK.VLBERT, "from_scratch", False):  # exists in pre-training only
         logger.info("NETWORK.VLBERT.from_scratch: true; the language model starts from random values")
     elif language is None:
         logger.warning(

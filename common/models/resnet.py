@@ -1,6 +1,6 @@
-"""ResNet trunk and the convolutional stage that serves as RoI head (He et al., 2016; spec model.md 4).
+"""ResNet backbone, and the stage that serves as RoI head (He et al., 2016).
 
-Letters: N pictures or regions, C channels, H x W positions.
+Shapes: N images or regions, C channels, H x W positions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STAGE_BLOCKS = {
 
 
 def conv_bn(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
-    """Convolution and batch norm; with fixed statistics both are one convolution, which stores no activation for BN."""
+    """Convolution and batch norm. With fixed statistics both are one convolution, which saves an activation."""
     if bn.training:
         return bn(conv(x))  # type: ignore[no-any-return]
     assert bn.running_mean is not None
@@ -33,7 +33,7 @@ def conv_bn(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
 
 
 class _Block(nn.Module):
-    """What both residual blocks share: the shortcut."""
+    """Shortcut of the residual blocks."""
 
     expansion = 1
     downsample: nn.Sequential | None
@@ -48,7 +48,7 @@ class _Block(nn.Module):
 
 
 class BasicBlock(_Block):
-    """Two 3x3 convolutions (ResNet-18 and -34). The stride sits on the first."""
+    """Two 3x3 convolutions (ResNet-18 and -34) with the stride in the first."""
 
     def __init__(
         self,
@@ -70,14 +70,13 @@ class BasicBlock(_Block):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) to (N, planes, H / stride, W / stride)."""
         out = F.relu_(conv_bn(x, self.conv1, self.bn1))
         out = conv_bn(out, self.conv2, self.bn2)
         return F.relu_(out + self._shortcut(x))
 
 
 class Bottleneck(_Block):
-    """1x1, 3x3, 1x1 convolutions. The stride sits on the first (Caffe) or second (torchvision) of them."""
+    """1x1, 3x3 and 1x1 convolutions with the stride in the first (Caffe) or second (torchvision)."""
 
     expansion = 4
 
@@ -104,7 +103,6 @@ class Bottleneck(_Block):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) to (N, 4 * planes, H / stride, W / stride)."""
         out = F.relu_(conv_bn(x, self.conv1, self.bn1))
         out = F.relu_(conv_bn(out, self.conv2, self.bn2))
         out = conv_bn(out, self.conv3, self.bn3)
@@ -112,7 +110,6 @@ class Bottleneck(_Block):
 
 
 def block_of(depth: int) -> type[BasicBlock] | type[Bottleneck]:
-    """Residual block of a ResNet of this depth."""
     if depth not in STAGE_BLOCKS:
         raise ValueError(f"ResNet depth {depth}: use one of {sorted(STAGE_BLOCKS)}")
     return BasicBlock if depth < 50 else Bottleneck
@@ -121,14 +118,14 @@ def block_of(depth: int) -> type[BasicBlock] | type[Bottleneck]:
 def make_stage(
     depth: int, stage: int, *, width: int, stride: int, dilation: int = 1, stride_in_1x1: bool = False
 ) -> nn.Sequential:
-    """One residual stage.
+    """Builds a residual stage.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
         stage: 0..3 for `layer1` .. `layer4`.
-        width: planes of the first stage, 64 in the published networks.
-        stride: of the first block.
-        dilation: of every 3x3 convolution (only the first one of a basic block).
+        width: channels of the first stage, 64 in published models.
+        stride: stride of the first block.
+        dilation: dilation of the 3x3 convolutions (in basic blocks only of the first one).
         stride_in_1x1: see `Bottleneck`.
     """
     block = block_of(depth)
@@ -158,19 +155,19 @@ def make_stage(
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
-    """Fixes scale and shift of every batch norm; its statistics are fixed by keeping it in eval mode."""
+    """Freezes scale and shift of every batch norm. Its statistics are frozen by keeping it in evaluation mode."""
     for child in module.modules():
         if isinstance(child, nn.BatchNorm2d):
             child.requires_grad_(False)
 
 
 class ResNet(nn.Module):
-    """Trunk up to stride 16: `conv1`, `layer1` .. `layer3`.
+    """Backbone up to stride 16: `conv1`, `layer1` .. `layer3`.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        width: planes of the first stage; 64 in the published networks.
-        stride_in_1x1: where the bottlenecks put their stride.
+        width: channels of the first stage; 64 in published models.
+        stride_in_1x1: see `Bottleneck`.
     """
 
     def __init__(self, depth: int, *, width: int = 64, stride_in_1x1: bool = False) -> None:
@@ -186,7 +183,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def stages(self, images: Tensor) -> Iterator[Tensor]:
-        """Yields the outputs of the four stages for images (N, 3, H, W); strides 4, 4, 8, 16."""
+        """Yields the outputs of the four stages for images (N, 3, H, W), with strides 4, 4, 8, 16."""
         x = F.relu_(conv_bn(images, self.conv1, self.bn1))
         x = F.max_pool2d(x, 3, stride=2, padding=1)
         yield x
@@ -195,13 +192,13 @@ class ResNet(nn.Module):
             yield x
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) to (N, out_channels, H / 16, W / 16), rounded up."""
-        for x in self.stages(images):  # noqa: B007 - earlier stages are dropped as soon as possible
+        """Maps (N, 3, H, W) to (N, out_channels, H / 16, W / 16), rounded up."""
+        for x in self.stages(images):  # noqa: B007 - earlier stages are freed as soon as possible
             pass
         return x
 
     def freeze(self, stages: Collection[int]) -> None:
-        """Fixes stages 1 (`conv1`) to 4 (`layer3`)."""
+        """Freezes stages 1 (`conv1`) to 4 (`layer3`)."""
         parts = {1: (self.conv1, self.bn1), 2: (self.layer1,), 3: (self.layer2,), 4: (self.layer3,)}
         for stage in stages:
             for part in parts.get(stage, ()):

@@ -1,7 +1,8 @@
-"""VL-BERT: words and image regions through one transformer (Su et al., ICLR 2020, section 3; spec model.md 2).
+"""VL-BERT: words and image regions in one transformer (paper, section 3); see `docs/model.md`.
 
-Letters: Q rows, T text tokens, R regions, S = T + R + Q packed tokens, K rows of the visual table, D visual width,
-H hidden width, V words.
+Shapes: Q rows, T text tokens, R regions, S = T + R + Q packed tokens, K rows of the visual table, D visual width, H
+hidden
+width, V words.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ REGION_TYPE = 2
 
 @dataclass(frozen=True)
 class PackedInputs:
-    """What the joint transformer reads.
+    """Input of the joint transformer.
 
     Attributes:
-        text_lengths: text tokens of each row (Q rows, T in all).
+        text_lengths: number of text tokens of each row (Q rows, T in all).
         text_ids: (T,) int64.
         text_types: (T,) int64 segment, 0 or 1.
-        text_visual: (T,) int64 row of `visual` that each token carries.
-        region_lengths: regions of each row (Q rows, R in all).
-        region_visual: (R,) int64 row of `visual` that each region carries.
+        text_visual: (T,) int64 row of `visual` for each token.
+        region_lengths: number of regions of each row (Q rows, R in all).
+        region_visual: (R,) int64 row of `visual` for each region.
         region_words: (R, H) linguistic embedding of each region.
         visual: (K, D) table of visual features.
     """
@@ -53,13 +54,13 @@ class PackedInputs:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Hidden states, asked for by role.
+    """Hidden states of the joint transformer, accessed by role.
 
     Attributes:
         output: packed states of the encoder.
-        packing: where each role stands.
-        text_lengths: text tokens of each row.
-        region_visual: (R,) row of the visual table that each region carries.
+        packing: indices of the roles.
+        text_lengths: number of text tokens of each row.
+        region_visual: (R,) row of the visual table of each region.
     """
 
     output: EncoderOutput
@@ -69,28 +70,28 @@ class Encoded:
 
     @property
     def num_regions(self) -> list[int]:
-        """Regions of every row."""
+        """Number of regions of every row."""
         text, whole = self.text_lengths.sizes, self.packing.lengths.sizes
         return [total - words - 1 for total, words in zip(whole, text, strict=True)]
 
     def text(self, places: Tensor | None = None) -> Tensor:
-        """(T, H) states of the text tokens, or of those at (N,) places among them."""
+        """Returns (T, H) states of the text tokens, or of those at (N,) indices among them."""
         return self._at(self.packing.text, places)
 
     def regions(self, places: Tensor | None = None) -> Tensor:
-        """(R, H) states of the regions, or of those at (N,) places among them."""
+        """Returns (R, H) states of the regions, or of those at (N,) indices among them."""
         return self._at(self.packing.regions, places)
 
     def _at(self, slots: Tensor, places: Tensor | None) -> Tensor:
         return self.output.hidden.index_select(0, slots if places is None else slots[places])
 
     def first(self) -> Tensor:
-        """(Q, H) states of the first token of every row, [CLS] where the task has one."""
+        """Returns (Q, H) states of the first token of every row, [CLS] if the task has one."""
         return self.output.hidden.index_select(0, self.packing.first)
 
 
 class VisualLinguisticBert(nn.Module):
-    """Embedding and encoder of joint sequences; the arguments are the keys of `NETWORK.VLBERT` (docs/config.md)."""
+    """Embedding and encoder of joint sequences. The arguments are the keys of `NETWORK.VLBERT` (docs/config.md)."""
 
     def __init__(
         self,
@@ -143,7 +144,7 @@ class VisualLinguisticBert(nn.Module):
             self.special_word_embeddings = nn.Embedding(NUM_SPECIAL_WORDS, hidden_size)
             self.word_embeddings.requires_grad_(False)
         init_bert_weights(self, initializer_range)
-        if visual_ln:  # the scale of the visual stream is the weight of its norm
+        if visual_ln:  # The LayerNorm weight is the scale of the visual embedding.
             nn.init.constant_(self.visual_ln_text.weight, visual_scale_text_init)
             nn.init.constant_(self.visual_ln_object.weight, visual_scale_object_init)
         self.copy_special_words()
@@ -160,7 +161,7 @@ class VisualLinguisticBert(nn.Module):
 
     @classmethod
     def from_config(cls, config: VLBertConfig, **heads: bool) -> Self:
-        """The transformer that `NETWORK.VLBERT` describes; `heads` are arguments beyond it."""
+        """Builds the transformer of `NETWORK.VLBERT`. `heads` are arguments beyond these keys."""
         names = set(inspect.signature(cls).parameters) | set(
             inspect.signature(VisualLinguisticBert).parameters
         )
@@ -169,12 +170,12 @@ class VisualLinguisticBert(nn.Module):
 
     @torch.no_grad()
     def copy_special_words(self) -> None:
-        """Starts the trainable special words from the word table, which stays fixed."""
+        """Copies the word embeddings into the trainable special words. The word embeddings stay frozen."""
         if self.special_word_embeddings is not None:
             self.special_word_embeddings.weight.copy_(self.word_embeddings.weight[:NUM_SPECIAL_WORDS])
 
     def visual_parameters(self) -> list[nn.Parameter]:
-        """Scales of the visual embeddings, which only a picture can train."""
+        """Scales of the visual embeddings. Only images can train them."""
         return [
             parameter
             for name, parameter in self.named_parameters()
@@ -182,7 +183,7 @@ class VisualLinguisticBert(nn.Module):
         ]
 
     def words(self, ids: Tensor) -> Tensor:
-        """(N,) ids to (N, H); ids below 1000 come from the trainable table where the words are frozen."""
+        """Maps (N,) ids to (N, H). With frozen words, ids below 1000 use the trainable table."""
         words: Tensor = self.word_embeddings(ids)
         if self.special_word_embeddings is None:
             return words
@@ -190,7 +191,7 @@ class VisualLinguisticBert(nn.Module):
         return torch.where((ids < NUM_SPECIAL_WORDS)[:, None], special, words)
 
     def _visual(self, visual: Tensor, role: str) -> Tensor:
-        """(K, D) to (K, H), once per feature and not once per token that carries it."""
+        """Maps (K, D) to (K, H), once per feature instead of once per token."""
         project = getattr(self, f"visual_1x1_{role}")
         if project is not None:
             visual = project(visual)
@@ -200,7 +201,7 @@ class VisualLinguisticBert(nn.Module):
         return visual * scale
 
     def embed(self, inputs: PackedInputs, packing: Packing) -> Tensor:
-        """(S, H) embeddings of the packed rows (spec model.md 2.3)."""
+        """Returns (S, H) embeddings of the packed rows: token + visual + segment + position (paper, section 3.2)."""
         text = self.words(inputs.text_ids) + F.embedding(
             inputs.text_visual, self._visual(inputs.visual, "text")
         )
@@ -216,21 +217,21 @@ class VisualLinguisticBert(nn.Module):
         return embedded
 
     def forward(self, inputs: PackedInputs, *, kernel: Kernel = "auto", all_layers: bool = False) -> Encoded:
-        """Encodes the rows; `kernel='explicit'` also keeps the attention maps."""
+        """Encodes the rows. `kernel='explicit'` also returns attention probabilities."""
         packing = Packing.of(inputs.text_lengths, inputs.region_lengths, self.first_position)
         embedded = self.embed(inputs, packing)
         output = self.encoder(embedded, packing.lengths, kernel=kernel, all_layers=all_layers)
         return Encoded(output, packing, inputs.text_lengths, inputs.region_visual)
 
     def pool(self, encoded: Encoded) -> Tensor:
-        """(Q, H) pooled first token."""
+        """Returns (Q, H), the pooled first token."""
         assert self.pooler is not None
         pooled: Tensor = self.pooler(encoded.first())
         return pooled
 
 
 class VisualLinguisticBertForPretraining(VisualLinguisticBert):
-    """VL-BERT with its pre-training heads, each built on request (spec model.md 2.6)."""
+    """VL-BERT with pre-training heads, each built on request."""
 
     def __init__(
         self,

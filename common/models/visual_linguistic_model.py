@@ -1,7 +1,8 @@
-"""The region branch and the joint transformer together: what the models of all tasks share (spec model.md 6).
+"""The base of all task models: region branch and joint transformer; see `docs/model.md`.
 
-Letters: B images, K boxes of all images, Q text sequences, T tokens, R regions as the sequences see them, D visual
-width, H hidden width.
+Shapes: B images, K boxes of all images, Q text sequences, T tokens, R regions of all sequences, D visual width, H
+hidden
+width.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from common.models.visual_linguistic_bert import Encoded, PackedInputs, VisualLi
 
 
 class VisualLinguisticModel(nn.Module):
-    """Base of the task models; sub-classes register `vlbert` after their own embeddings, as files on disk have it.
+    """Base of the task models. Subclasses register `vlbert` after their own embeddings, the order in checkpoints.
 
     Args:
-        image_feature_extractor: the region branch; None for a blind model: its words carry zeros, its sequences
-            have no regions.
-        num_object_words: rows of the linguistic table of regions: 81 by category, 1 shared, 0 for none.
+        image_feature_extractor: the region branch; None for a blind model, whose words have zero visual features and
+            whose
+            sequences have no regions.
+        num_object_words: rows of the linguistic table of regions: 81 by class, 1 shared, 0 for none.
         hidden_size: H.
     """
 
@@ -39,11 +41,11 @@ class VisualLinguisticModel(nn.Module):
             nn.init.normal_(self.object_linguistic_embeddings.weight, std=0.02)
 
     def region_features(self, batch: Batch) -> RegionFeatures | None:
-        """Features of every box; None for a model without region branch."""
+        """Computes the features of every box; None for a blind model."""
         return None if self.image_feature_extractor is None else self.image_feature_extractor(batch)
 
     def text_visual(self, batch: Batch, features: RegionFeatures | None) -> tuple[Tensor, Tensor]:
-        """What each word carries beside its own embedding: the feature of the box that it speaks of.
+        """Selects the visual feature of each word: the feature of the box that it refers to.
 
         Returns:
             (K', D) table of visual features, whose first K rows are the boxes, and (T,) its row for each token.
@@ -55,7 +57,7 @@ class VisualLinguisticModel(nn.Module):
         return features.embeddings, batch.num_boxes.starts[token_image] + text.tags
 
     def regions(self, batch: Batch) -> tuple[Lengths, Tensor]:
-        """Regions of every text sequence (Q rows, R in all) and the box of each (R,): all boxes of its image."""
+        """Returns the number of regions of every text sequence (Q rows), and (R,) the box of each: all of its image."""
         if self.image_feature_extractor is None:
             return self.no_regions(batch)
         sequences = batch.text.per_image
@@ -65,28 +67,28 @@ class VisualLinguisticModel(nn.Module):
 
     @staticmethod
     def no_regions(batch: Batch) -> tuple[Lengths, Tensor]:
-        """`regions` of sequences that are text alone."""
+        """Returns `regions` for sequences without an image."""
         rows, ids = batch.text.lengths, batch.text.ids
         return Lengths((0,) * len(rows), torch.zeros_like(rows.tensor)), ids.new_zeros(0)
 
     def freeze_unseen(self) -> None:
-        """Fixes the visual scales of a blind model, which no picture can train."""
+        """Freezes the visual scales of a blind model, which no image can train."""
         if self.image_feature_extractor is None:
             for parameter in self.vlbert.visual_parameters():
                 parameter.requires_grad_(False)
 
     def freeze_pooler(self) -> None:
-        """Fixes a pooler that the task does not use: several processes wait for the gradient of all that trains."""
+        """Freezes a pooler that the task does not use: DDP waits for the gradient of every trainable parameter."""
         if self.vlbert.pooler is not None:
             self.vlbert.pooler.requires_grad_(False)
 
     def region_words(self, batch: Batch, region_box: Tensor, region_sequence: Tensor) -> Tensor:
-        """(R, H) linguistic embedding of the regions.
+        """Returns (R, H), the linguistic embeddings of the regions.
 
         Args:
             batch: the batch.
             region_box: (R,) box of each region.
-            region_sequence: (R,) text sequence that each region stands in.
+            region_sequence: (R,) text sequence of each region.
         """
         table = self.object_linguistic_embeddings
         assert table is not None
@@ -103,7 +105,7 @@ class VisualLinguisticModel(nn.Module):
         kernel: Kernel = "auto",
         all_layers: bool = False,
     ) -> Encoded:
-        """Runs the joint transformer on every text sequence with the regions of its image."""
+        """Encodes every text sequence with the regions of its image."""
         self._check_lengths(batch)
         visual, text_visual = self.text_visual(batch, features)
         region_lengths, region_box = self.regions(batch)
@@ -120,7 +122,7 @@ class VisualLinguisticModel(nn.Module):
         return self.vlbert(inputs, kernel=kernel, all_layers=all_layers)  # type: ignore[no-any-return]
 
     def _check_lengths(self, batch: Batch) -> None:
-        """The [END] token has the last position id: text length plus one."""
+        """The [END] token has the largest position id: text length plus one."""
         limit = self.vlbert.position_embeddings.num_embeddings - self.vlbert.first_position - 2
         if batch.text.lengths.longest <= limit:
             return
