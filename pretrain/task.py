@@ -1,4 +1,4 @@
-"""Pre-training as the engine sees it: losses, metrics, and which data are read together."""
+"""The pre-training task: losses, metrics, and datasets that are read together."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from pretrain.model import PretrainOutputs, ResNetVLBERTForAttentionVis, ResNetV
 
 
 class LabelledWords(NamedTuple):
-    """The labelled words of the samples with a picture, or of the texts alone.
+    """Masked tokens of the samples with an image, or of the texts alone.
 
     Attributes:
-        suffix: of their loss: `_wvc` (with visual context) or `_aux` where both kinds are trained.
+        suffix: suffix of their loss: `_wvc` (with visual context) or `_aux` if both kinds are trained.
         logits: (M, V).
         labels: (M,) int64.
-        lengths: labelled words of each sample.
+        lengths: number of masked tokens of each sample.
     """
 
     suffix: str
@@ -44,7 +44,7 @@ CAPTIONS = {"conceptual_captions": CaptionDataset, "coco_captions": CocoCaptionD
 
 
 class PretrainTask(Task[PretrainConfig, PretrainBatch, PretrainOutputs]):
-    """Restoring hidden words and regions, of pictures with captions and of texts beside them."""
+    """Masked language modeling, masked region classification and image-text matching."""
 
     name = "pretrain"
     config_class: ClassVar[type[ExperimentConfig]] = PretrainConfig
@@ -52,19 +52,18 @@ class PretrainTask(Task[PretrainConfig, PretrainBatch, PretrainOutputs]):
 
     @property
     def best_metric(self) -> str:
-        """The accuracy of restored words, else of restored regions, else of the matching of captions."""
+        """Accuracy of masked words, else of masked regions, else of image-text matching."""
         network = self.config.NETWORK
         if network.WITH_MLM_LOSS:
             return "MLMAccWVC" if self.config.multitask else "MLMAcc"
         return "MVRCAccuracy" if network.WITH_MVRC_LOSS else "RelAcc"
 
     def build_dataset(self, split: Split) -> VisualLinguisticDataset[PretrainSample]:
-        """Opens and checks the pictures and captions of one split."""
         data = self.config.datasets[0]
         return CAPTIONS[data.DATASET](self.config, data, split, self.tokenizer)
 
     def build_datasets(self, split: Split) -> Sequence[VisualLinguisticDataset[PretrainSample]]:
-        """Opens and checks pictures and captions, and the texts that are read beside them."""
+        """Opens the captioned images, and the text corpus beside them if there is one."""
         texts = [
             CorpusDataset(self.config, data, split, self.tokenizer, source)
             for source, data in enumerate(self.config.datasets[1:], start=1)
@@ -72,18 +71,17 @@ class PretrainTask(Task[PretrainConfig, PretrainBatch, PretrainOutputs]):
         return [self.build_dataset(split), *texts]
 
     def require_heads(self) -> None:
-        """Raises a ConfigError where the model restores nothing that could be judged."""
+        """Raises a ConfigError if no loss is on that could select the best checkpoint."""
         if self.config.MODULE == ATTENTION:
             raise ConfigError(f"MODULE: {ATTENTION}: restores nothing; use the MODULE of its training")
 
     def build_model(self) -> nn.Module:
-        """Builds the network with its initial values."""
         if self.config.MODULE == ATTENTION:
             return ResNetVLBERTForAttentionVis.from_config(self.config)
         return ResNetVLBERTForPretraining.from_config(self.config)
 
     def losses(self, outputs: PretrainOutputs, batch: PretrainBatch) -> dict[str, Tensor]:
-        """The losses that are on; each is zero where nothing is labelled (spec model.md 7.4, 7.5)."""
+        """Returns the losses that are on. Each is zero without labels."""
         losses = {}
         if outputs.relationship_logits is not None:
             logits = outputs.relationship_logits.float()
@@ -108,7 +106,7 @@ class PretrainTask(Task[PretrainConfig, PretrainBatch, PretrainOutputs]):
         return losses
 
     def _words(self, outputs: PretrainOutputs, batch: PretrainBatch) -> Iterator[LabelledWords]:
-        """The words that count in each of the losses of the masked-word head."""
+        """Returns the masked tokens of each loss of the MLM head."""
         logits, labels, lengths = outputs.word_logits, batch.word_labels, batch.masked_token_index.lengths
         if logits is None:
             return
@@ -124,7 +122,7 @@ class PretrainTask(Task[PretrainConfig, PretrainBatch, PretrainOutputs]):
         yield LabelledWords("_aux", logits[first.total :], labels[first.total :], rest)
 
     def label_counts(self, batch: PretrainBatch) -> dict[str, Tensor | int]:
-        """The captions, the words and regions to restore, or the samples that have such."""
+        """Captions, masked words and regions, or samples that have such."""
         network, pictures = self.config.NETWORK, batch.num_images
         sizes, first = batch.masked_token_index.lengths.sizes, network.MLM_LOSS_NORM_IN_BATCH_FIRST
         words = [min(size, 1) if first else size for size in sizes]
@@ -138,14 +136,14 @@ class PretrainTask(Task[PretrainConfig, PretrainBatch, PretrainOutputs]):
 
     @property
     def label_count_eps(self) -> Mapping[str, float]:
-        """What a mean over samples adds to their number."""
+        """`sample_mean` adds this to the number of samples."""
         network = self.config.NETWORK
         words, regions = network.MLM_LOSS_NORM_IN_BATCH_FIRST, network.MVRC_LOSS_NORM_IN_BATCH_FIRST
         offsets = dict.fromkeys(("mlm_loss", "mlm_loss_wvc", "mlm_loss_aux"), EPSILON * words)
         return {**offsets, "mvrc_loss": EPSILON * regions}
 
     def metrics(self, outputs: PretrainOutputs, batch: PretrainBatch, split: Split) -> dict[str, Ratio]:
-        """How much of what was hidden is restored (spec train_eval.md 6)."""
+        """Returns the accuracies of masked words and regions and of matching."""
         found = {}
         if outputs.relationship_logits is not None:
             found["RelAcc"] = accuracy(outputs.relationship_logits, batch.relationship)

@@ -1,4 +1,4 @@
-"""Referring expressions: the refs pickle of the REFER collections and its splits (data spec 1.5)."""
+"""Referring expressions: the refs pickle of the REFER collections, and its splits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEST_SPLITS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("refcocog", "umd"): ("val", "test"),
     ("refcocog", "google"): ("val",),
 }
-"""What a trained model is tested on, by dataset and who split it; `DEFAULT_TEST_SPLITS` elsewhere."""
+"""Test splits of each dataset and author of the split; `DEFAULT_TEST_SPLITS` for others."""
 
 DEFAULT_TEST_SPLITS = ("val", "testA", "testB")
 
@@ -30,9 +30,9 @@ class _Sentence(TypedDict):
 
 
 class Ref(TypedDict):
-    """An object that sentences refer to; other keys of the pickle are not read."""
+    """An object and its expressions. Other keys of the pickle are ignored."""
 
-    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]  # pydantic's way for typed dicts
+    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]  # the pydantic way for typed dicts
 
     ref_id: int
     ann_id: int
@@ -45,13 +45,13 @@ _REFS = TypeAdapter(list[Ref])
 
 
 class Expression(NamedTuple):
-    """One sentence and what it refers to.
+    """An expression and the object that it refers to.
 
     Attributes:
-        ref_id: the object, over all its sentences.
-        sent_id: the sentence.
-        image_id: COCO's number of the picture.
-        annotation_id: the object's annotation.
+        ref_id: id of the object, shared by its expressions.
+        sent_id: id of the expression.
+        image_id: COCO image id.
+        annotation_id: COCO annotation id of the object.
         text: the words, joined by spaces.
     """
 
@@ -63,24 +63,24 @@ class Expression(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name in messages."""
         return f"sentence {self.sent_id} of ref {self.ref_id}"
 
 
 def read_expressions(path: Path, image_set: str, key: str) -> list[Expression]:
-    """Reads the sentences of some splits.
+    """Reads the expressions of some splits.
 
     Args:
         path: the refs pickle.
         image_set: names of splits, joined with `+`.
-        key: the configuration key that says so.
+        key: configuration key that names them.
 
     Returns:
-        In the order of `image_set`, then of the file.
+        Expressions in the order of `image_set`, then of the file.
 
     Raises:
-        ConfigError: a split is none of the file's.
-        DataError: the file cannot be used.
+        ConfigError: the file has no such split.
+        DataError: the file is invalid.
     """
     refs = _read_refs(path)
     known = sorted({ref["split"] for ref in refs})
@@ -102,9 +102,9 @@ def read_expressions(path: Path, image_set: str, key: str) -> list[Expression]:
 
 
 def in_split(split: str, name: str) -> bool:
-    """Whether a ref of `split` belongs to the split that users call `name`.
+    """Returns whether `split` of the file belongs to the split `name`.
 
-    `test` takes all test splits; `testA` also what is in A and B, which the file calls `testAB`.
+    `test` includes all test splits. `testA` also includes refs of both A and B, which the file calls `testAB`.
     """
     if name in EXACT_SPLITS:
         return split == name

@@ -1,4 +1,4 @@
-"""RefCOCO as the engine sees it: losses, metrics, predictions and the accuracy of a test."""
+"""The RefCOCO task: losses, metrics, predictions and the accuracy of a test."""
 
 from __future__ import annotations
 
@@ -28,31 +28,26 @@ RESULT_KEYS = ("ref_id", "sent_id", "box")
 
 
 class RefCOCOTask(PredictingTask[RefCOCOConfig, RefCOCOBatch, RefCOCOOutputs]):
-    """RefCOCO, RefCOCO+ or RefCOCOg, as `DATASET.DATASET` says."""
-
     name = "refcoco"
     config_class: ClassVar[type[ExperimentConfig]] = RefCOCOConfig
     best_metric = "RefAcc"
 
     def build_dataset(self, split: Split) -> RefCOCODataset:
-        """Opens and checks the data of one split."""
         return RefCOCODataset(self.config, split, self.tokenizer)
 
     def build_model(self) -> ResNetVLBERT:
-        """Builds the network with its initial values."""
         return ResNetVLBERT.from_config(self.config)
 
     def losses(self, outputs: RefCOCOOutputs, batch: RefCOCOBatch) -> dict[str, Tensor]:
-        """Is each box a right one? Mean over all boxes of the batch (spec model.md 7.3)."""
+        """Returns the binary cross entropy, averaged over all boxes of the batch."""
         assert batch.label is not None
         return {"cls_loss": F.binary_cross_entropy_with_logits(outputs.logits.float(), batch.label)}
 
     def label_counts(self, batch: RefCOCOBatch) -> dict[str, Tensor | int]:
-        """The boxes."""
         return {"cls_loss": batch.num_boxes.total}
 
     def metrics(self, outputs: RefCOCOOutputs, batch: RefCOCOBatch, split: Split) -> dict[str, Ratio]:
-        """Share of sentences whose best box is right; in training also how well single boxes are told apart."""
+        """Returns the accuracy of the best box; in training also binary metrics of all boxes."""
         assert batch.label is not None
         found = {"RefAcc": region_accuracy(outputs.logits, batch.label, batch.num_boxes)}
         if split == "train":
@@ -62,14 +57,14 @@ class RefCOCOTask(PredictingTask[RefCOCOConfig, RefCOCOBatch, RefCOCOOutputs]):
         return found
 
     def predictions(self, outputs: RefCOCOOutputs, batch: RefCOCOBatch) -> list[dict[str, Any]]:
-        """The best box of every sentence in original pixels, and whether it is right.
+        """Returns the best box of every expression in original pixels, and whether it is right.
 
-        `hit` compares the boxes; `same_region` says whether it is the annotation itself, None where that is no
+        `hit` compares boxes by IoU. `same_region` tells whether it is the annotated box itself; None if that is not a
         candidate.
         """
         best = argmax_per_row(outputs.logits.float(), batch.num_boxes)
         boxes = (batch.boxes[best] / batch.im_info[:, 2:4].repeat(1, 2)).cpu()
-        # At the border of the rule, double precision decides as the reference does.
+        # Float64 as in the reference: it decides when the IoU is exactly at the threshold.
         overlap = pairwise_iou(boxes.double(), batch.target.cpu().double()).diagonal()
         regions = (best - batch.num_boxes.starts).tolist()
         return [
@@ -92,7 +87,7 @@ class RefCOCOTask(PredictingTask[RefCOCOConfig, RefCOCOBatch, RefCOCOOutputs]):
         ]
 
     def test_tasks(self) -> list[RefCOCOTask]:
-        """This task on each test set that the dataset is known for."""
+        """Returns this task on each test split of the dataset."""
         data = self.config.DATASET
         names = TEST_SPLITS.get((data.DATASET, data.SPLIT_BY), DEFAULT_TEST_SPLITS)
         return [
@@ -103,12 +98,11 @@ class RefCOCOTask(PredictingTask[RefCOCOConfig, RefCOCOBatch, RefCOCOOutputs]):
         ]
 
     def result_file(self, folder: Path, name: str) -> Path:
-        """`{name}_{dataset}_{split}.json`."""
         data = self.config.DATASET
         return folder / f"{name}_{data.DATASET}_{data.TEST_IMAGE_SET}.json"
 
     def write_predictions(self, records: Sequence[Mapping[str, Any]], path: Path) -> None:
-        """Writes the box of every sentence as json and logs the accuracy in percent."""
+        """Writes the box of every expression as json and logs the accuracy in percent."""
         write_json(path, [{key: record[key] for key in RESULT_KEYS} for record in records])
         logger.info("Evaluate on split: %s...", self.config.DATASET.TEST_IMAGE_SET)
         logger.info("Accuracy: %s.", percent([record["hit"] for record in records]))
@@ -118,5 +112,4 @@ class RefCOCOTask(PredictingTask[RefCOCOConfig, RefCOCOBatch, RefCOCOOutputs]):
 
 
 def percent(hits: Sequence[bool]) -> float:
-    """Share of hits, in percent."""
     return 100.0 * (sum(hits) / len(hits))

@@ -1,4 +1,4 @@
-"""Result files of VCR: probabilities of each model, and the joint file of the leaderboard (train_eval spec, 7.3)."""
+"""Result files of VCR: the probabilities of each model, and the joint file for the leaderboard."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ COLUMNS = {
         for choice in range(NUM_CHOICES)
     ],
 }
-"""Columns of the csv files, behind `annot_id`."""
+"""Columns of the csv files after `annot_id`."""
 
 
 def write_probabilities(records: Sequence[Mapping[str, Any]], columns: Sequence[str], csv: Path) -> None:
-    """Writes the probabilities of one model as `.npy` and as `.csv`, one row per question in dataset order."""
+    """Writes the probabilities of one model as `.npy` and `.csv`, one row per question in dataset order."""
     values = np.array([record["probabilities"] for record in records], dtype=np.float32)
     npy = csv.with_suffix(".npy")
     write_result(npy, partial(save_array, values=values))
@@ -46,7 +46,7 @@ def merge_result(q2a: Path, qa2r: Path, merged: Path) -> None:
     """Joins both files on `annot_id`, in the order of the answers.
 
     Raises:
-        DataError: the files do not hold the same questions.
+        DataError: the files have different questions.
     """
     tables = []
     for path in (q2a, qa2r):
@@ -65,5 +65,5 @@ def merge_result(q2a: Path, qa2r: Path, merged: Path) -> None:
 
 
 def common_name(prefixes: Sequence[str]) -> str:
-    """What both model prefixes begin with, as a name: `x_a_res101` and `x_r_res101` give `x`."""
-    return os.path.commonprefix(list(prefixes)).rstrip("_-.") or "vcr"  # noqa: RUF071 - of letters, not folders
+    """Returns the common part of two model prefixes: `x_a_res101` and `x_r_res101` give `x`."""
+    return os.path.commonprefix(list(prefixes)).rstrip("_-.") or "vcr"  # noqa: RUF071 - of characters, not of folders

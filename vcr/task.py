@@ -1,4 +1,4 @@
-"""VCR as the engine sees it: losses, metrics and predictions."""
+"""The VCR task: losses, metrics and predictions."""
 
 from __future__ import annotations
 
@@ -27,8 +27,6 @@ SEGMENTS = "vlbert._module.token_type_embeddings.weight"
 
 
 class VCRTask(PredictingTask[VCRConfig, VCRBatch, VCROutputs]):
-    """Q->A or QA->R, as `DATASET.TASK` says."""
-
     name = "vcr"
     config_class: ClassVar[type[ExperimentConfig]] = VCRConfig
     best_metric = "Acc"
@@ -36,19 +34,18 @@ class VCRTask(PredictingTask[VCRConfig, VCRBatch, VCROutputs]):
     checkpoint_identity_keys = ("TASK",)
 
     def build_dataset(self, split: Split) -> VCRDataset:
-        """Opens and checks the data of one split."""
         return VCRDataset(self.config, split, self.tokenizer)
 
     def build_model(self) -> ResNetVLBERT:
-        """Builds the network with its initial values."""
         tokenizer = self.tokenizer
         return ResNetVLBERT.from_config(self.config, (tokenizer.cls_id, tokenizer.sep_id))
 
     def adapt_pretrained(self, weights: Weights, source: str) -> Weights:
-        """Renames a pre-training checkpoint for VCR and derives the weights that pre-training does not have.
+        """Renames a pre-training checkpoint for VCR and derives the weights that pre-training lacks.
 
-        The relationship head becomes the answer head: its logit is "matches" minus "does not". The second
-        text segment, which pre-training never sees, starts from the first.
+        The relationship head becomes the answer head, whose logit is "matches" minus "does not match". The second
+        text
+        segment, which pre-training never sees, starts from the first.
         """
         network = self.config.NETWORK
         renamed = super().adapt_pretrained(weights, source)
@@ -64,7 +61,7 @@ class VCRTask(PredictingTask[VCRConfig, VCRBatch, VCROutputs]):
         return adapted
 
     def losses(self, outputs: VCROutputs, batch: VCRBatch) -> dict[str, Tensor]:
-        """Answer loss, and the region classification loss where it is on (spec model.md 7.1)."""
+        """Returns the answer loss, and the region classification loss if it is on."""
         network = self.config.NETWORK
         assert batch.label is not None
         logits = outputs.logits.float()
@@ -82,22 +79,20 @@ class VCRTask(PredictingTask[VCRConfig, VCRBatch, VCROutputs]):
         return losses
 
     def label_counts(self, batch: VCRBatch) -> dict[str, Tensor | int]:
-        """The questions, and the boxes, which every choice has."""
+        """Questions, and boxes, since every choice sees all of them."""
         return {"ans_loss": batch.num_samples, "cnn_regularization_loss": batch.num_boxes.total}
 
     @property
     def loss_weights(self) -> Mapping[str, float]:
-        """Weights of both losses."""
         network = self.config.NETWORK
         return {"ans_loss": network.ANS_LOSS_WEIGHT, "cnn_regularization_loss": network.CNN_LOSS_WEIGHT}
 
     def metrics(self, outputs: VCROutputs, batch: VCRBatch, split: Split) -> dict[str, Ratio]:
-        """Share of right choices."""
         assert batch.label is not None
         return {"Acc": accuracy(outputs.logits, batch.label)}
 
     def predictions(self, outputs: VCROutputs, batch: VCRBatch) -> list[dict[str, Any]]:
-        """Logits, and probabilities over each group of four choices, of every sample."""
+        """Returns logits, and probabilities over each group of four choices, of every sample."""
         logits = outputs.logits.float()
         grouped = logits.view(len(logits), batch.num_conditions, -1)
         probabilities = torch.softmax(grouped, dim=2).flatten(1)
@@ -110,9 +105,8 @@ class VCRTask(PredictingTask[VCRConfig, VCRBatch, VCROutputs]):
         ]
 
     def result_file(self, folder: Path, name: str) -> Path:
-        """`{name}_test_result_{Q2A or QA2R}.csv`."""
         return folder / f"{name}_test_result_{self.config.DATASET.TASK}.csv"
 
     def write_predictions(self, records: Sequence[Mapping[str, Any]], path: Path) -> None:
-        """Writes the probabilities, as csv and beside it as npy."""
+        """Writes the probabilities as csv and npy."""
         write_probabilities(records, COLUMNS[self.config.DATASET.TASK], path)

@@ -146,9 +146,9 @@ def find_image(path: str | None, sequence: SequenceTokens) -> Image.Image | None
         DataError: `path` is missing or not an image.
     """
     if path is not None:
-        return Store().picture(path, Image.Image.copy)
+        return Store().open_image(path, Image.Image.copy)
     try:
-        return Store().picture(sequence.image, Image.Image.copy) if sequence.image else None
+        return Store().open_image(sequence.image, Image.Image.copy) if sequence.image else None
     except DataError as error:
         logger.warning("%s; the page shows the regions without the image; pass it with --image", error)
         return None

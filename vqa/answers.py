@@ -1,6 +1,6 @@
-"""Answers of VQA: their spelling, the vocabulary of classes, soft targets, and the official accuracy.
+"""VQA answers: spelling, vocabulary, soft targets, and the official accuracy.
 
-Sources: data spec 3.6; Antol et al., VQA (ICCV 2015), and the evaluation page of visualqa.org.
+Source: Antol et al., VQA (ICCV 2015), and the evaluation page of visualqa.org.
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ from common.errors import ConfigError, DataError
 from vqa.config import VQADatasetConfig
 
 UNKNOWN = "<unk>"
-"""The class of all answers that have none."""
+"""Class of answers that are not in the vocabulary."""
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
-_MOST_FULL_STOPS = 32  # the reference's limit; it stands for an option that went into the wrong argument
+_MOST_FULL_STOPS = (
+    32  # the reference passes re.UNICODE as `count` by mistake, which limits the replacements to 32
+)
 
 _SIDES = {"left": "right", "right": "left"}
 
 
 def replace_punctuation(text: str) -> str:
-    """Deletes or masked_pixel_boxes punctuation: the rule for vocabularies, and a step of the official spelling.
+    """Removes punctuation or replaces it by spaces: the rule for vocabularies, and a step of the official spelling.
 
-    A mark vanishes where it stands beside a blank anywhere in the text, or where the text has a number with a
-    comma inside; else it becomes a blank. Full stops vanish except before a digit.
+    A mark is removed if it is next to a space anywhere in the text, or if the text has a number with a comma.
+    Otherwise it
+    becomes a space. Periods are removed except before a digit.
     """
     has_number = _COMMA_IN_NUMBER.search(text) is not None
     result = text
@@ -44,20 +47,16 @@ def replace_punctuation(text: str) -> str:
 
 
 def mirrored(text: str) -> str:
-    """Swaps the words left and right, as a mirrored picture asks for."""
+    """Swaps the words left and right, for a flipped image."""
     return " ".join(_SIDES.get(word, word) for word in text.split(" "))
 
 
-# --- Vocabulary and targets --------------------------------------------------------------------------------
-
-
 def lower(text: str) -> str:
-    """Lower-cases an answer and strips it."""
     return text.lower().strip()
 
 
 def lower_plain(text: str) -> str:
-    """Lower-cases an answer, strips it and replaces its punctuation, except that of `<unk>`."""
+    """Lower-cases and strips an answer and replaces its punctuation, except in `<unk>`."""
     text = lower(text)
     return text if text == UNKNOWN else replace_punctuation(text)
 
@@ -68,8 +67,7 @@ class AnswerVocabulary:
 
     Attributes:
         answers: text of every class.
-        spell: brings an annotated answer to the spelling of the vocabulary before it is looked up; None for
-            answers that are taken as they are.
+        spell: normalizes an annotated answer before it is looked up; None to look it up unchanged.
         classes: class of every text, the first one of equal texts.
     """
 
@@ -83,11 +81,11 @@ class AnswerVocabulary:
 
     @classmethod
     def from_config(cls, data: VQADatasetConfig) -> AnswerVocabulary:
-        """Reads `ANSWER_VOCAB_FILE` (data spec 1.4): UTF-8, one answer per line; blank lines are none.
+        """Reads `ANSWER_VOCAB_FILE`: UTF-8, one answer per line; blank lines are skipped.
 
         Raises:
             DataError: the file cannot be read or lacks `<unk>`.
-            ConfigError: it has another number of answers than `ANSWER_VOCAB_SIZE`.
+            ConfigError: the number of answers is not `ANSWER_VOCAB_SIZE`.
         """
         named = f"DATASET.ANSWER_VOCAB_FILE: {data.ANSWER_VOCAB_FILE}"
         spell = lower if data.USE_IMDB else lower_plain
@@ -111,16 +109,16 @@ class AnswerVocabulary:
 
     @property
     def duplicates(self) -> list[str]:
-        """Texts of more than one class; only the first of these can be right."""
+        """Texts of several classes. Only the first class can be right."""
         return [answer for answer, count in Counter(self.answers).items() if count > 1]
 
     def class_of(self, answer: str) -> int:
-        """Class of an annotated answer; -1 for one without class."""
+        """Returns the class of an annotated answer, -1 if it has none."""
         found = self.classes.get(self.spell(answer) if self.spell else answer, -1)
         return -1 if found >= 0 and self.answers[found] == UNKNOWN else found
 
     def sayable(self) -> list[bool]:
-        """Tells of every class whether a model may answer it: all but `<unk>`, unless there is nothing else."""
+        """Returns whether each class may be predicted: all but `<unk>`, unless there is nothing else."""
         known = [answer != UNKNOWN for answer in self.answers]
         return known if any(known) else [True] * len(known)
 
@@ -130,7 +128,7 @@ def agreement(matches: int, annotators: int) -> float: ...
 @overload
 def agreement(matches: NDArray[np.int64], annotators: int) -> NDArray[np.float64]: ...
 def agreement(matches: int | NDArray[np.int64], annotators: int) -> float | NDArray[np.float64]:
-    """Score of an answer that `matches` of the annotators gave: min(1, others / 3), each left out in turn."""
+    """Returns the score of an answer that `matches` annotators gave: min(1, others / 3), leaving out each in turn."""
     left_out = matches * np.minimum(1, (matches - 1) / 3)
     others = (annotators - matches) * np.minimum(1, matches / 3)
     score: NDArray[np.float64] = (left_out + others) / annotators
@@ -138,7 +136,7 @@ def agreement(matches: int | NDArray[np.int64], annotators: int) -> float | NDAr
 
 
 def soft_target(classes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Classes that annotators gave, each once, and their scores.
+    """Returns the distinct classes of the annotators and their scores.
 
     Args:
         classes: (n,) class of the answer of every annotator, -1 for none.
@@ -147,12 +145,10 @@ def soft_target(classes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[
     return given, agreement(matches.astype(np.int64), max(len(classes), 1))
 
 
-# --- Official accuracy -------------------------------------------------------------------------------------
-
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {"none": "0", **{word: str(number) for number, word in enumerate(_DIGITS)}}
 _ARTICLES = frozenset(("a", "an", "the"))
-# What may be shortened, by its ending; not where the bare letters are a word of their own (well, shed, its, were).
+# Words that have a contraction, by its ending; not if the word without apostrophe is a word (well, shed, its, were).
 _SHORTENED = {
     "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
     "'ve": "could i might must should they we what who would you",
@@ -176,9 +172,9 @@ _CONTRACTIONS = {
 
 @lru_cache(maxsize=1 << 16)
 def official_spelling(answer: str) -> str:
-    """The spelling in which answers are compared.
+    """Normalizes an answer for comparison.
 
-    Lower case; punctuation blanked except apostrophe and colon; number words as digits; no articles;
+    Lower case; punctuation replaced by spaces except apostrophe and colon; number words as digits; no articles;
     contractions with their apostrophe.
     """
     words = replace_punctuation(answer.replace("\n", " ").replace("\t", " ").strip()).lower().split()
@@ -187,10 +183,10 @@ def official_spelling(answer: str) -> str:
 
 
 def official_accuracy(answer: str, given: Sequence[str]) -> float:
-    """Accuracy of an answer in 0..1: min(1, annotators who said it / 3), over all choices of nine of the ten.
+    """Returns the official accuracy: min(1, matches / 3), averaged over all subsets of nine of the ten annotators.
 
     Args:
-        answer: of the model.
+        answer: answer of the model.
         given: answers of the annotators.
     """
     said = official_spelling(answer)

@@ -1,4 +1,4 @@
-"""Questions and answers of VQA v2 from the official json files or from imdb files, in columns (data spec 1.4)."""
+"""Questions and answers of VQA v2, from the official json files or from imdb files."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _TEST = {
 
 
 class Source(NamedTuple):
-    """Where the files of a split are.
+    """File names of a split.
 
     Attributes:
-        images: folder of the pictures, and first part of their names.
-        sizes: COCO file with the sizes of the pictures.
+        images: image folder, and prefix of image names.
+        sizes: COCO file with the image sizes.
         regions: folder of region files, by `DATASET.BOXES`.
         annotated: whether there are answers.
         imdb: whether there is an imdb file.
@@ -54,13 +54,11 @@ SOURCES = {
     "test2015": Source("test2015", "image_info_test2015.json", _TEST, annotated=False),
     "test-dev2015": Source("test2015", "image_info_test2015.json", _TEST, annotated=False, imdb=False),
 }
-"""Every split of VQA v2."""
-
 _HALVES = {"val2014": ("minival2014", "valminusminival2014")}
 
 
 def shared_parts(one: str, other: str) -> list[str]:
-    """Returns the splits that two image sets, each joined with +, have in common."""
+    """Returns the common splits of two image sets, each joined with +."""
     first, second = (
         {half for name in image_set.split("+") for half in _HALVES.get(name, (name,))}
         for image_set in (one, other)
@@ -72,7 +70,7 @@ def split_names(data: VQADatasetConfig, split: Split) -> list[str]:
     """Returns the parts of `{SPLIT}_IMAGE_SET`.
 
     Raises:
-        ConfigError: a part is no split, or lacks what this use of it needs.
+        ConfigError: a part is not a split, or has no files for this use.
     """
     key, names = f"DATASET.{split.upper()}_IMAGE_SET", data.image_set(split).split("+")
     usable = [
@@ -130,7 +128,7 @@ class _ImdbEntry(TypedDict):
 
 
 class Row(NamedTuple):
-    """A question; `answers` are those of all annotators, none in test mode."""
+    """A question and the answers of all annotators; no answers in test mode."""
 
     question_id: int
     image_id: int
@@ -140,15 +138,15 @@ class Row(NamedTuple):
 
 
 class Questions:
-    """The questions of some splits. Loader workers share arrays, not an object per record.
+    """The questions of some splits, in arrays that loader workers share.
 
     Attributes:
         ids: (N,) int64 question ids.
         images: (N,) int64 image ids.
-        parts: (N,) int64 which of the joined splits each belongs to.
+        parts: (N,) int64 index of the joined split of each question.
         texts: the questions.
-        types: the answer types: yes/no, number, other; empty where the files do not tell.
-        said: every different answer that an annotator gave.
+        types: answer types: yes/no, number, other; empty if unknown.
+        said: the distinct answers of all annotators.
     """
 
     def __init__(self, parts: Iterable[Iterable[Row]]) -> None:
@@ -174,22 +172,21 @@ class Questions:
         return len(self.ids)
 
     def codes(self, index: int | slice = slice(None)) -> NDArray[np.int64]:
-        """(n,) numbers in `said` of the answers to one question, or to all."""
+        """Returns (n,) indices into `said` of the answers to one question, or to all."""
         if isinstance(index, slice):
             return self._codes
         return self._codes[self._ends[index - 1] if index else 0 : self._ends[index]]
 
     def answers(self, index: int) -> list[str]:
-        """Answers of the annotators of one question."""
         return [self.said[code] for code in self.codes(index)]
 
     @classmethod
     def open(cls, data: VQADatasetConfig, split: Split) -> Questions:
-        """Reads the questions of a split, with their answers except in test mode.
+        """Reads the questions of a split, with answers except in test mode.
 
         Raises:
-            ConfigError: unknown split.
-            DataError: a file is missing, or a record of it is wrong.
+            ConfigError: the split is unknown.
+            DataError: a file is missing, or a record is invalid.
         """
         read = _imdb_rows if data.USE_IMDB else _official_rows
         names = split_names(data, split)
@@ -197,7 +194,7 @@ class Questions:
 
 
 def _checked(path: str, rows: Iterable[Row]) -> Iterator[Row]:
-    """Passes rows on that have a text and an id of their own."""
+    """Yields rows that have a text and a unique id."""
     seen: set[int] = set()
     for row in rows:
         if row.question_id in seen:
@@ -209,7 +206,7 @@ def _checked(path: str, rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def _official_rows(folder: str, name: str, annotated: bool) -> Iterator[Row]:
-    """Rows of the official json files, joined by question id."""
+    """Yields rows of the official json files, joined by question id."""
     path = f"{folder}/v2_OpenEnded_mscoco_{name}_questions.json"
     questions = parse_model(_QuestionFile, Store().read(path), path).questions
     rows = _checked(path, (Row(one["question_id"], one["image_id"], one["question"]) for one in questions))
@@ -235,7 +232,7 @@ def _latin1(text: str, _encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-# What pickles of NumPy arrays ask for; the names of NumPy 1 and 2.
+# Globals that pickles of NumPy arrays refer to, with the names of NumPy 1 and 2.
 _ARRAY_PARTS = {
     "numpy.ndarray": np.ndarray,
     "numpy.dtype": np.dtype,
@@ -248,10 +245,10 @@ _ARRAY_PARTS = {
 
 
 def read_object_array(path: str) -> NDArray[Any]:
-    """Reads a `.npy` file of plain Python values; nothing that stands in it can run code.
+    """Reads a `.npy` file of plain Python values. Its pickle cannot run code.
 
     Raises:
-        DataError: the file is missing, damaged, or asks for code.
+        DataError: the file is missing, damaged, or refers to code.
     """
     file = BytesIO(Store().read(path))
     try:
@@ -270,7 +267,7 @@ def read_object_array(path: str) -> NDArray[Any]:
 
 
 def _imdb_rows(folder: str, name: str, annotated: bool) -> Iterator[Row]:
-    """Rows of an imdb file, whose first entry is a header."""
+    """Yields rows of an imdb file, whose first entry is a header."""
     path = f"{folder}/vqa_imdb/imdb_{name}.npy"
     entries = read_object_array(path)[1:].tolist()
     try:

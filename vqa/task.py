@@ -1,4 +1,4 @@
-"""VQA as the engine sees it: losses, metrics, predictions, and what the answer head starts from."""
+"""The VQA task: losses, metrics, predictions, and the initial answer head."""
 
 from __future__ import annotations
 
@@ -38,15 +38,12 @@ TRANSFORM = "mlm_head.predictions.transform."
 
 
 class VQATask(PredictingTask[VQAConfig, VQABatch, VQAOutputs]):
-    """Open questions, answered from a vocabulary."""
-
     name = "vqa"
     config_class: ClassVar[type[ExperimentConfig]] = VQAConfig
     best_metric = "SoftAcc"
 
     @cached_property
     def vocabulary(self) -> AnswerVocabulary:
-        """The answers of the model."""
         vocabulary = AnswerVocabulary.from_config(self.config.DATASET)
         if vocabulary.duplicates:
             logger.warning(
@@ -58,7 +55,6 @@ class VQATask(PredictingTask[VQAConfig, VQABatch, VQAOutputs]):
         return vocabulary
 
     def build_dataset(self, split: Split) -> VQADataset:
-        """Opens and checks the data of one split."""
         data = self.config.DATASET
         shared = shared_parts(data.TRAIN_IMAGE_SET, data.VAL_IMAGE_SET)
         if split == "val" and shared:
@@ -70,19 +66,19 @@ class VQATask(PredictingTask[VQAConfig, VQABatch, VQAOutputs]):
         return VQADataset(self.config, split, self.tokenizer, self.vocabulary)
 
     def build_model(self) -> ResNetVLBERT:
-        """Builds the network with its initial values."""
         return ResNetVLBERT.from_config(self.config)
 
     def load_pretrained(self, model: nn.Module) -> list[LoadReport]:
-        """Fills a fresh model; the answer head starts from the language model where the config asks for it.
+        """Loads pretrained weights, and initializes the answer head from the language model if configured.
 
-        The transform of the `mlm` classifier comes from the language file, and `CLASSIFIER_PRETRAINED` makes the
-        last layer say the mean word of each answer (spec model.md 8.2, 9.4).
+        The transform of the `mlm` classifier comes from the language file, and `CLASSIFIER_PRETRAINED` makes the last
+        layer
+        predict the mean word of each answer.
         """
         assert isinstance(model, ResNetVLBERT)
         network = self.config.NETWORK
         if network.CLASSIFIER_TYPE == "mlm":
-            # First: PARTIAL_PRETRAIN may know better.
+            # First, since PARTIAL_PRETRAIN may replace these weights.
             self._load_transform(model.final_mlp[0])
         reports = super().load_pretrained(model)
         if network.CLASSIFIER_PRETRAINED:
@@ -93,7 +89,7 @@ class VQATask(PredictingTask[VQAConfig, VQABatch, VQAOutputs]):
         return reports
 
     def _load_transform(self, transform: nn.Module) -> None:
-        """Fills the transform of the `mlm` classifier from the masked-word head of the language file, if any."""
+        """Loads the transform of the `mlm` classifier from the MLM head of the language file, if any."""
         if (language := language_file(self.config)) is None:
             return
         key, path = language
@@ -108,22 +104,20 @@ class VQATask(PredictingTask[VQAConfig, VQABatch, VQAOutputs]):
             logger.warning("%s: has no masked-word head; the answer head starts from random values", path)
 
     def losses(self, outputs: VQAOutputs, batch: VQABatch) -> dict[str, Tensor]:
-        """Binary cross entropy, summed over the answers (spec model.md 7.2)."""
+        """Returns the binary cross entropy, summed over the answers."""
         assert batch.label is not None
         logits = outputs.logits.float()
         return {"ans_loss": F.binary_cross_entropy_with_logits(logits, batch.label) * logits.shape[1]}
 
     def label_counts(self, batch: VQABatch) -> dict[str, Tensor | int]:
-        """The questions."""
         return {"ans_loss": batch.num_samples}
 
     def metrics(self, outputs: VQAOutputs, batch: VQABatch, split: Split) -> dict[str, Ratio]:
-        """Soft score of the best answer."""
         assert batch.label is not None
         return {"SoftAcc": soft_accuracy(outputs.logits, batch.label)}
 
     def predictions(self, outputs: VQAOutputs, batch: VQABatch) -> list[dict[str, Any]]:
-        """The best answer to every question, never `<unk>`; of equal ones the first."""
+        """Returns the best answer to every question, never `<unk>`; the first of equal ones."""
         sayable = torch.tensor(self.vocabulary.sayable(), device=outputs.logits.device)
         best = outputs.logits.masked_fill(~sayable, -torch.inf).argmax(dim=1).tolist()
         return [
@@ -132,22 +126,21 @@ class VQATask(PredictingTask[VQAConfig, VQABatch, VQAOutputs]):
         ]
 
     def result_file(self, folder: Path, name: str) -> Path:
-        """`{name}_vqa2_{TEST_IMAGE_SET}.json`."""
         return folder / f"{name}_vqa2_{self.config.DATASET.TEST_IMAGE_SET}.json"
 
     def write_predictions(self, records: Sequence[Mapping[str, Any]], path: Path) -> None:
-        """Writes the answers as EvalAI wants them."""
+        """Writes the answers in the format of EvalAI."""
         write_json(path, records)
 
 
 @torch.no_grad()
 def start_from_words(layer: nn.Linear, words: nn.Embedding, pieces: Sequence[Sequence[int]]) -> None:
-    """Sets every row to the mean embedding of the word pieces of its answer; rows without pieces stay.
+    """Sets every row to the mean embedding of the word pieces of its answer. Rows without pieces are unchanged.
 
     Args:
-        layer: last layer of the classifier, as wide as a word.
-        words: the word table.
-        pieces: ids of the pieces of every answer.
+        layer: last layer of the classifier.
+        words: word embeddings.
+        pieces: word-piece ids of every answer.
     """
     assert layer.weight.shape == (len(pieces), words.embedding_dim)
     lengths = torch.tensor([len(answer) for answer in pieces])

@@ -180,7 +180,7 @@ def open_image(source: ImageSource) -> Image.Image:
             f"an image of type {type(source).__name__}; expected a path, a Pillow image (for bytes: "
             "Image.open(BytesIO(...))) or a uint8 array (h, w, 3)"
         )
-    return Store().picture(str(source), upright_rgb)
+    return Store().open_image(str(source), upright_rgb)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

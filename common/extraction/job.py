@@ -160,7 +160,7 @@ class Worker:
         """Returns the regions of an image, with features and, if enabled, class scores."""
         if item.error:
             raise DataError(item.error)
-        image = self._store.picture(item.path, upright_rgb)
+        image = self._store.open_image(item.path, upright_rgb)
         if item.regions is not None:
             regions = clip_to_image(item.regions, image.size)
         else:

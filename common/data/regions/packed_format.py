@@ -2,7 +2,7 @@
 
 `PackedWriter` writes it; `scripts/pack_regions.py` is its command. Layout:
 
-    4096 bytes            a line that names the format, then `PackedHeader` as json, filled up with masked_pixel_boxes
+    4096 bytes            a line that names the format, then `PackedHeader` as json, padded with spaces
     records               one per image, in any order, see `PackedRecord`
     ids                   ascending, `id_bytes` each, padded with zeros; together a multiple of 8 bytes
     offsets               int64, start of the record of each id

@@ -1,4 +1,4 @@
-"""Bytes, pictures and json from plain files or from zip archives (`x.zip@/inner/path`)."""
+"""Records of json lines files."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ logger = logging.getLogger(__name__)
 
 
 class JsonLines(Generic[ModelT]):
-    """The records of a jsonl file, parsed when asked for; see `LineIndex`. Blank lines are no records.
+    """The records of a jsonl file, parsed on access; see `LineIndex`. Blank lines are skipped.
 
     Args:
         path: UTF-8 file with one json object per line.
-        record_type: what each line must hold.
-        cache: folder for the index of a large file that cannot lie beside it; empty for none.
+        record_type: pydantic model of a line.
+        cache: folder for the index of a large file whose own folder is not writable; empty for none.
 
     Raises:
-        DataError: the file is missing or has no record.
+        DataError: the file is missing or has no records.
     """
 
     def __init__(self, path: str, record_type: type[ModelT], cache: str = "") -> None:

@@ -107,15 +107,15 @@ def scan_lines(
         tails = (bytes(buffer[max(end - length, 0) : end]) for length in (2, 1))
         cut = next((tail for tail in tails if tail in _CUT_SPACES), b"")
         used = end - len(cut)
-        begins, masked_pixel_boxes = _pieces(buffer, used)
+        begins, is_blank = _pieces(buffer, used)
         begins += size
-        begins[0], masked_pixel_boxes[0] = start, masked_pixel_boxes[0] and blank
-        kept = np.flatnonzero(~masked_pixel_boxes[:-1])
+        begins[0], is_blank[0] = start, is_blank[0] and blank
+        kept = np.flatnonzero(~is_blank[:-1])
         noted = kept[-count % EVERY :: EVERY]
         starts.append(begins[noted])
         numbers.append(noted + lines + 1)
-        start, blank = int(begins[-1]), bool(masked_pixel_boxes[-1])
-        size, lines, count = size + used, lines + len(masked_pixel_boxes) - 1, count + len(kept)
+        start, blank = int(begins[-1]), bool(is_blank[-1])
+        size, lines, count = size + used, lines + len(is_blank) - 1, count + len(kept)
         progress(read)
     size += len(cut)
     if cut or not blank:
@@ -134,13 +134,13 @@ def _pieces(buffer: bytearray, size: int) -> tuple[NDArray[np.int64], NDArray[np
     values = np.frombuffer(buffer, np.uint8, size + 1)
     ends = np.flatnonzero(values == _NEWLINE)
     begins = np.concatenate([[0], ends[:-1] + 1])
-    masked_pixel_boxes = _MAY_BEGIN_BLANK[values[begins]]
-    doubtful = np.flatnonzero(masked_pixel_boxes & (begins < ends))
+    is_blank = _MAY_BEGIN_BLANK[values[begins]]
+    doubtful = np.flatnonzero(is_blank & (begins < ends))
     places = begins[doubtful]
-    masked_pixel_boxes[doubtful] = sure = _MAY_BEGIN_SPACE[values[places], values[places + 1]]
+    is_blank[doubtful] = sure = _MAY_BEGIN_SPACE[values[places], values[places + 1]]
     for piece in doubtful[sure]:
-        masked_pixel_boxes[piece] = _is_blank(buffer[begins[piece] : ends[piece]])
-    return begins, masked_pixel_boxes
+        is_blank[piece] = _is_blank(buffer[begins[piece] : ends[piece]])
+    return begins, is_blank
 
 
 def _is_blank(line: bytes | bytearray) -> bool:

@@ -1,4 +1,4 @@
-"""Pickles of plain values: nothing that stands in one can run code."""
+"""Reads pickles of plain values without running code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from common.errors import DataError
 
 class _Restricted(pickle.Unpickler):
     def __init__(self, data: bytes, where: str, allowed: Mapping[str, Any]) -> None:
-        # Byte strings of Python 2 may hold any byte.
+        # Python 2 byte strings may contain any byte.
         super().__init__(BytesIO(data), encoding="latin1")
         self._where = where
         self._allowed = allowed
@@ -28,20 +28,20 @@ class _Restricted(pickle.Unpickler):
 
 
 def read_pickle(data: bytes, where: str, allowed: Mapping[str, Any] | None = None) -> Any:
-    """Returns the content of a pickle of dicts, lists, tuples, strings, numbers and None.
+    """Reads a pickle of dicts, lists, tuples, strings, numbers and None.
 
     Args:
-        data: the pickle, of any protocol, also Python 2's.
-        where: names the source in messages.
-        allowed: other classes and functions that it may use, by their full name.
+        data: the pickle, of any protocol, including Python 2.
+        where: source, for messages.
+        allowed: other classes and functions that it may use, by full name.
 
     Raises:
-        DataError: it is damaged, or asks for anything else.
+        DataError: the pickle is damaged, or refers to anything else.
     """
     try:
         return _Restricted(data, where, allowed or {}).load()
     except DataError:
         raise
-    except Exception as error:  # pickle raises many kinds
+    except Exception as error:  # pickle raises many exceptions
         found = str(error) if data else "it is empty"
         raise DataError(f"{where}: not a readable pickle ({found}); copy or download it again") from error

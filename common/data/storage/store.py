@@ -1,4 +1,4 @@
-"""Bytes, pictures and json from plain files or from zip archives (`x.zip@/inner/path`)."""
+"""Reads bytes, images and json from files or zip archives (`x.zip@/inner/path`)."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ _ZIP_MARK = ".zip@"
 
 
 def split_archive(path: str) -> tuple[str, str] | None:
-    """Splits at the first `.zip@` into archive and member (data spec 1.2); None for a plain path."""
+    """Splits a path at the first `.zip@` into archive and member; None for a plain path."""
     archive, mark, member = path.partition(_ZIP_MARK)
     return (f"{archive}.zip", member.strip("/")) if mark else None
 
 
 def without_mark(data: bytes) -> bytes:
-    """Returns text in UTF-8 without the byte order mark that some editors write before it."""
+    """Removes the byte order mark of UTF-8 text."""
     return data.removeprefix(codecs.BOM_UTF8)
 
 
 def parse_json(data: bytes, where: str) -> Any:
-    """Parses UTF-8 json; `where` names the source in the message of the `DataError`."""
+    """Parses UTF-8 json. `where` is the source, for messages."""
     try:
         return orjson.loads(without_mark(data))
     except orjson.JSONDecodeError as error:
@@ -53,7 +53,7 @@ def parse_json(data: bytes, where: str) -> Any:
 
 
 def parse_model(model: type[ModelT], data: bytes, where: str) -> ModelT:
-    """Parses json into a model; `where` names the source in the message of the `DataError`."""
+    """Parses json into a pydantic model. `where` is the source, for messages."""
     try:
         return model.model_validate_json(without_mark(data))
     except ValidationError as error:
@@ -72,13 +72,13 @@ def _not_a_model(error: ValidationError, data: bytes, where: str) -> DataError:
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    # Converting RGB to RGB would copy: half of the time that decoding takes.
+    # Converting RGB to RGB would copy the image, half of the time that decoding takes.
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @contextmanager
 def _clear_errors(path: str) -> Iterator[None]:
-    """Says of an error of reading which path it concerns."""
+    """Adds the path to errors of reading."""
     if "\0" in path:
         raise DataError(f"{path!r}: no path can hold a NUL character")
     try:
@@ -87,56 +87,59 @@ def _clear_errors(path: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # zipfile, zlib and lzma raise many kinds
+    except Exception as error:  # zipfile, zlib and lzma raise many exceptions
         raise DataError(f"{path}: the archive is damaged ({error}); copy or download it again") from error
 
 
-def files_in(place: str, suffixes: Collection[str]) -> list[tuple[str, str]]:
-    """Returns name below a place and path of files with one of these endings, in the order of the paths.
+def files_in(root: str, suffixes: Collection[str]) -> list[tuple[str, str]]:
+    """Lists files with one of these suffixes, sorted by path.
 
-    A name has / between its parts. What begins with a dot is left out, and `__MACOSX`, which archives of a Mac hold.
+    Files and folders that start with a dot are skipped, and `__MACOSX`, which macOS adds to archives.
 
     Args:
-        place: folder, or place in an archive; everything below it counts.
-        suffixes: endings with their dot, in lower case.
+        root: folder, or location in an archive; searched recursively.
+        suffixes: suffixes with dot, in lower case.
+
+    Returns:
+        Pairs of name relative to the root, with / between its parts, and path.
 
     Raises:
-        DataError: the place cannot be read, or a name leads out of it.
+        DataError: the root cannot be read, or a name leaves it.
     """
-    with _clear_errors(place):
-        found = sorted(set(_members(place) if split_archive(place) else _files(place)))
+    with _clear_errors(root):
+        found = sorted(set(_members(root) if split_archive(root) else _files(root)))
     wanted = []
     for path, text in found:
         name = PurePosixPath(text)
         if name.suffix.lower() not in suffixes:
             continue
         if ".." in name.parts:
-            raise DataError(f"{path}: its name leads out of the archive; pack it again")
+            raise DataError(f"{path}: its name leaves the archive; pack it again")
         if not any(part.startswith(".") or part == "__MACOSX" for part in name.parts):
             wanted.append((str(name), path))
     return wanted
 
 
-def _members(place: str) -> Iterator[tuple[str, str]]:
-    """Yields path and name of every member below a place in an archive."""
-    archive, inner = split_archive(place) or (place, "")
+def _members(root: str) -> Iterator[tuple[str, str]]:
+    """Yields path and relative name of every member below a location in an archive."""
+    archive, inner = split_archive(root) or (root, "")
     start = f"{inner}/" if inner else ""
     with zipfile.ZipFile(archive) as file:
         for member in file.namelist():
-            # Some Windows programs write \ between the parts of a name.
+            # Some Windows programs separate the parts of a name with \.
             name = member.replace("\\", "/")
             if name.startswith(start) and not name.endswith("/"):
                 yield f"{archive}@/{member}", name.removeprefix(start).lstrip("/")
 
 
-def _files(place: str) -> Iterator[tuple[str, str]]:
-    """Yields path and name of every file below a folder; links are followed."""
-    for folder, inner, names in os.walk(place, followlinks=True, onerror=_raise):
+def _files(root: str) -> Iterator[tuple[str, str]]:
+    """Yields path and relative name of every file below a folder. Links are followed."""
+    for folder, inner, names in os.walk(root, followlinks=True, onerror=_raise):
         here = Path(folder).resolve()
         inner[:] = [name for name in inner if (here / name).resolve() not in (here, *here.parents)]
         for name in names:
             path = os.path.join(folder, name)
-            yield path, os.path.relpath(path, place)
+            yield path, os.path.relpath(path, root)
 
 
 def _raise(error: OSError) -> None:
@@ -144,42 +147,40 @@ def _raise(error: OSError) -> None:
 
 
 class Store:
-    """Reads from folders and zip archives; of large archives an index is made when they are first opened.
+    """Reads files from folders and zip archives. Large archives are indexed when they are first opened.
 
-    Archives stay open, and are left behind when the store is pickled.
+    Archives stay open; they are reopened when the store is unpickled.
 
     Args:
-        places: folders, and places in archives (`x.zip@/inner`), that must be there, checked now.
-        cache: folder for indexes that cannot lie beside their archives; empty for none.
+        roots: folders, and locations in archives (`x.zip@/inner`), whose existence is checked at once.
+        cache: folder for indexes of archives whose own folder is not writable; empty for none.
 
     Raises:
-        DataError: a place is missing, or its archive is damaged.
+        DataError: a root is missing, or its archive is damaged.
     """
 
-    def __init__(self, places: Iterable[str] = (), cache: str = "") -> None:
+    def __init__(self, roots: Iterable[str] = (), cache: str = "") -> None:
         self._cache = cache
         self._archives: dict[str, Archive] = {}
-        for place in places:
-            self.check(place)
+        for root in roots:
+            self.check(root)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_archives": {}}
 
-    def check(self, place: str) -> None:
-        """Checks that a folder or a place in an archive is there, and opens the archive.
+    def check(self, root: str) -> None:
+        """Checks that a folder or location in an archive exists, and opens the archive.
 
         Raises:
             DataError: it is missing, or the archive is damaged.
         """
-        parts = split_archive(place)
+        parts = split_archive(root)
         if parts is None:
-            if not os.path.isdir(place):
+            if not os.path.isdir(root):
                 found = (
-                    "a file; expected a folder or a zip archive"
-                    if os.path.exists(place)
-                    else "no such folder"
+                    "a file; expected a folder or a zip archive" if os.path.exists(root) else "no such folder"
                 )
-                raise DataError(f"{place}: {found}")
+                raise DataError(f"{root}: {found}")
             return
         archive, _ = parts
         if not os.path.isfile(archive):
@@ -190,7 +191,7 @@ class Store:
             self._archive(archive)
 
     def read(self, path: str) -> bytes:
-        """Returns the content of a file or archive member.
+        """Reads a file or archive member.
 
         Raises:
             DataError: it is missing or cannot be read.
@@ -206,7 +207,7 @@ class Store:
                 raise DataError(f"{archive}: the archive has no member {member}") from error
 
     def read_if_there(self, path: str) -> bytes | None:
-        """Returns the content of a file or archive member; None where there is none.
+        """Reads a file or archive member; None if it is missing.
 
         Raises:
             DataError: it cannot be read.
@@ -217,36 +218,35 @@ class Store:
         return None
 
     def json(self, path: str) -> Any:
-        """Returns the parsed content of a json file in UTF-8."""
         return parse_json(self.read(path), path)
 
     def image(self, path: str) -> Image.Image:
-        """Returns a picture as RGB, completely decoded, as it is stored."""
-        return self.picture(path, _as_rgb)
+        """Reads an image as decoded RGB, without applying EXIF data."""
+        return self.open_image(path, _as_rgb)
 
     def image_size(self, path: str) -> tuple[int, int]:
-        """Returns width and height of a picture without decoding it."""
-        return self.picture(path, lambda image: image.size)
+        """Reads width and height of an image without decoding it."""
+        return self.open_image(path, lambda image: image.size)
 
-    def picture(self, path: str, take: Callable[[Image.Image], T]) -> T:
-        """Opens a picture and returns what `take` makes of it while it is open.
+    def open_image(self, path: str, take: Callable[[Image.Image], T]) -> T:
+        """Opens an image and returns the result of `take`.
 
         Raises:
-            DataError: the file is missing, not a readable image, or has too many pixels.
+            DataError: the file is missing, not a readable image, or too large.
         """
         data = self.read(path)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of large pictures and of damaged EXIF data
+                warnings.simplefilter("ignore")  # about large images and damaged EXIF data
                 with Image.open(BytesIO(data)) as image:
                     return take(image)
         except Image.DecompressionBombError as error:
             limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-            raise DataError(f"{path}: too large; a picture may have {limit:,} pixels at most") from error
+            raise DataError(f"{path}: too large; an image may have {limit:,} pixels at most") from error
         except UnidentifiedImageError as error:
             found = "of no known format" if data else "the file is empty"
             raise DataError(f"{path}: not a readable image ({found})") from error
-        except Exception as error:  # Pillow's decoders raise many kinds
+        except Exception as error:  # Pillow's decoders raise many exceptions
             raise DataError(f"{path}: not a readable image ({error})") from error
 
     def _archive(self, archive: str) -> Archive:
