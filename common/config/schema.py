@@ -1,4 +1,4 @@
-"""The configuration of an experiment: typed, immutable, checked when it is read (spec train_eval.md 1).
+"""The configuration of an experiment: typed, immutable, checked when it is read.
 
 `ExperimentConfig` holds what all tasks share. A task's `config.py` adds its own keys, defaults and rules.
 Attribute names are the yaml keys. Absent keys mean what the reference implementation does without them.

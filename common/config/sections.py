@@ -1,4 +1,4 @@
-"""The sections of a configuration and the keys that tasks share, with their meaning (spec train_eval.md 1.2).
+"""The sections of a configuration and the keys that tasks share, with their meaning.
 
 Attribute names are the yaml keys. A default is what the reference implementation does without the key.
 """
@@ -164,7 +164,7 @@ class VLBertConfig(Section):
     input_transform_type: OneToThree = 1
     """Leftover."""
     word_embedding_frozen: bool = False
-    """Freeze the word embeddings except those of the first 1000 ids (special words)."""
+    """Freeze the word embeddings except those of the first 1000 ids."""
     obj_pos_id_relative: MustBeTrue = True
     """All regions share the position after the text; another layout does not exist."""
     hidden_size: Positive = 512

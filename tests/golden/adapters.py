@@ -154,7 +154,7 @@ class RefCOCOAdapter(Adapter):
     task_class, batch_class = RefCOCOTask, RefCOCOBatch
     data_folder, dataset = "coco", "refcoco+"
     text = "expression"
-    rule_masked = "B29: padded boxes have no score and are never chosen (design 2)"
+    rule_masked = "padded boxes have no score and are never chosen"
 
     def sequences(self, task: AnyTask, arrays: Arrays) -> list[list[TextSequence]]:
         cls_id, sep_id = task.tokenizer.cls_id, task.tokenizer.sep_id

@@ -33,17 +33,15 @@ from tests.golden.harness import Case, Report
 from vcr.dataset import NUM_CHOICES
 from vcr.text import PERSON_NAMES
 
-RULE_ALIGN = "alignment matrices are not built (design 2)"
+RULE_ALIGN = "alignment matrices are not built"
 RULE_SCORE = "a box carries no score, which no model reads"
-RULE_CACHE = "datasets keep no pickled copies (design 2: layout of our own caches is free)"
-RULE_NAMES = "B23: names continue by record, not by visit (design 2)"
+RULE_CACHE = "datasets keep no pickled copies (layout of our own caches is free)"
+RULE_NAMES = "names continue by record, not by visit"
 RULE_INDEX = "D17: APPEND_INDEX is refused, batches carry the dataset index"
-RULE_RGB = "B26: pictures that are not RGB are converted"
-RULE_SPLITS = "B05: every published split can be read"
-RULE_ARCHIVE = "B21: region files need no archive"
-RULE_UNREADABLE = (
-    "a picture that cannot be read is bad data, not a blank picture (design 2: DATASET.ON_BAD_DATA)"
-)
+RULE_RGB = "pictures that are not RGB are converted"
+RULE_SPLITS = "every published split can be read"
+RULE_ARCHIVE = "region files need no archive"
+RULE_UNREADABLE = "a picture that cannot be read is bad data, not a blank picture (DATASET.ON_BAD_DATA)"
 
 APPEND_INDEX, ZIP_MODE = "DATASET.APPEND_INDEX", "DATASET.ZIP_MODE"
 GREY_LEVELS = {"image_mean": 0.15, "image_std": 0.15, "image_pool": 0.15, "image_probe": 1.01, "image": 1.01}

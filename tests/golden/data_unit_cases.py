@@ -34,14 +34,14 @@ from tests.golden.unit_cases import RULE_DEAD_HELPER
 from vqa.answers import UNKNOWN, AnswerVocabulary, mirrored, replace_punctuation, soft_target
 from vqa.config import VQADatasetConfig
 
-RULE_ALIGN = "alignment matrices are not built (design 2)"
+RULE_ALIGN = "alignment matrices are not built"
 RULE_RAGGED = "rows are joined end to end, not clipped or padded one by one"
-RULE_SMALL = "B38: no side of a resized picture falls below one pixel"
+RULE_SMALL = "no side of a resized picture falls below one pixel"
 RULE_UNIT_RANGE = "pictures stay in 0..255, blue first, as all configurations have them"
 RULE_NO_LISTS = "nothing here lists archives"
 RULE_NO_LIMIT = "the tokenizer has no length limit; the model checks lengths"
-RULE_ORDER = "the reference's own order of samples is not reproduced (design 2)"
-RULE_EVALUATION = "an evaluation sees every sample once, without repeats (design 3)"
+RULE_ORDER = "the reference's own order of samples is not reproduced"
+RULE_EVALUATION = "an evaluation sees every sample once, without repeats"
 RULE_UNEVEN = "short batches of a group are kept"
 RULE_WORKERS = "workers are counted for each process"
 

@@ -20,8 +20,8 @@ from tests.golden.eval_place import CHECKPOINT, CPU, Stub, command, entered, nam
 from tests.golden.harness import Case, Report, read_arrays
 from vqa.answers import UNKNOWN
 
-RULE_PREFIX = "the result is called after MODEL_PREFIX, not after the configuration file (design 2)"
-RULE_UNKNOWN = "<unk> is never an answer (spec train_eval.md 7.4)"
+RULE_PREFIX = "the result is called after MODEL_PREFIX, not after the configuration file"
+RULE_UNKNOWN = "<unk> is never an answer"
 RULE_SENTENCE = "a record also names its sentence, which tells records of one ref apart"
 
 COPY = "_test_ckpt_Q2AR.model"

@@ -33,7 +33,7 @@ from vcr.evaluation import val_labels
 from vcr.task import VCRTask
 
 RULE_ONE_FORWARD = "one packed forward scores all conditions of a question"
-RULE_RESULT_NAME = "the joint file is never called None_... (design 2)"
+RULE_RESULT_NAME = "the joint file is never called None_..."
 RULE_CACHE = "--use-cache computes what is missing"
 
 PARTS = {"a": "Q2A", "r": "QA2R"}

@@ -22,13 +22,13 @@ from tests.golden.unit_cases import seed_module
 from vcr.task import RELATIONSHIP, SEGMENTS
 from vqa.answers import AnswerVocabulary
 
-RULE_SPECIAL = "B35: special words start as copies of the word table"
-RULE_TIED = "B37: the decoder of the word head is the word table, a file need not repeat it"
-RULE_PLAIN = "B38: names of a file need no prefix"
-RULE_ROWS = "B36: the single segment row of a file fills all rows, in the pre-training class too"
-RULE_TABLES = "B39: a table of another size than the configured one is refused"
-RULE_REL_HEAD = "B43: the relationship head is found with or without 'module.', and used by 1fc alone"
-RULE_SEGMENTS = "B44: the segment table is found with or without 'module.'"
+RULE_SPECIAL = "special words start as copies of the word table"
+RULE_TIED = "the decoder of the word head is the word table, a file need not repeat it"
+RULE_PLAIN = "names of a file need no prefix"
+RULE_ROWS = "the single segment row of a file fills all rows, in the pre-training class too"
+RULE_TABLES = "a table of another size than the configured one is refused"
+RULE_REL_HEAD = "the relationship head is found with or without 'module.', and used by 1fc alone"
+RULE_SEGMENTS = "the segment table is found with or without 'module.'"
 
 SPECIAL = "special_word_embeddings.weight"
 TYPES = "token_type_embeddings.weight"
@@ -222,7 +222,7 @@ def compare_expected(
     weights: Mapping[str, Tensor],
     after: Mapping[str, np.ndarray],
 ) -> None:
-    """Every entry is what the prefix rules bring from the file, or else untouched (spec model.md 9.3)."""
+    """Every entry is what the prefix rules bring from the file, or else untouched."""
     network, brought = task.config.NETWORK, {}
     for key, value in weights.items():
         target = key

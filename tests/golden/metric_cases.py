@@ -27,7 +27,7 @@ from common.training.metrics import (
 from tests.golden.harness import Case, Report
 from vcr.dataset import NUM_CHOICES
 
-RULE_DEAD_METRIC = "the reference never uses this metric (spec train_eval.md 6)"
+RULE_DEAD_METRIC = "the reference never uses this metric"
 
 Outputs = Mapping[str, Tensor]
 

@@ -16,7 +16,7 @@ from tests.golden.harness import Case, Report, statistics, weight
 from tests.golden.unit_cases import no_dropout, seed_module
 
 RULE_SEEDED = "the file lists the value that the rule gave, not the one after a training forward"
-RULE_UNUSED = "B6: a parameter that no loss reaches is frozen"
+RULE_UNUSED = "a parameter that no loss reaches is frozen"
 RULE_WORDS = "describes option mixes in words; tests/test_cfgs.py and tests/vcr run them"
 
 

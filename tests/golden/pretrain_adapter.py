@@ -25,8 +25,8 @@ from pretrain.task import PretrainTask
 from tests.golden.adapter import Adapter, AnyTask, Arrays, Datasets, padded, placed, region_features
 from tests.golden.harness import Report
 
-RULE_ALL_HIDDEN = "nothing is left of a whole image all of whose regions are hidden: zeros (design 2)"
-RULE_CUT = "B35: a caption that is cut keeps its [SEP]"
+RULE_ALL_HIDDEN = "nothing is left of a whole image all of whose regions are hidden: zeros"
+RULE_CUT = "a caption that is cut keeps its [SEP]"
 
 COCO, TEXTS = "coco_captions", "general_corpus"
 FOLDERS = {"conceptual_captions": "conceptual-captions", COCO: "coco", TEXTS: "en_corpus"}
@@ -111,8 +111,8 @@ class PretrainAdapter(Adapter):
     task_class, batch_class = PretrainTask, PretrainBatch
     data_folder, dataset = "conceptual-captions", "conceptual_captions"
     text = "text"
-    rule_masked = "B4: slots behind the tokens and regions of a row hold nothing of it (spec model.md 2.5)"
-    rule_changed = "B31: without texts alone the reference ignores this key"
+    rule_masked = "slots behind the tokens and regions of a row hold nothing of it"
+    rule_changed = "without texts alone the reference ignores this key"
     losses = ("relationship_loss", "mlm_loss", "mlm_loss_wvc", "mlm_loss_aux", "mvrc_loss")
 
     # --- Models ---------------------------------------------------------------------------------------------

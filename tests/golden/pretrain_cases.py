@@ -35,7 +35,7 @@ from tests.golden.data_place import (
 from tests.golden.data_unit_cases import RULE_ORDER
 from tests.golden.harness import Case, Report, fixture
 
-RULE_PART = "B11: of a path only the number of a part directly before .zip@ is dropped"
+RULE_PART = "of a path only the number of a part directly before .zip@ is dropped"
 
 PRETRAIN = ADAPTERS["pretrain"]
 
@@ -68,7 +68,7 @@ class Log:
 
 
 def words_from(task: AnyTask, source: int, split: str, line: int) -> int:
-    """How many words the reference masks of a text that begins at a line, though it may be cut (data spec 4.6)."""
+    """How many words the reference masks of a text that begins at a line, though it may be cut."""
     data = task.config.datasets[source]
     texts = [
         Path(file).read_text(encoding="utf-8").split("\n") for file in data.annotation_file(split).split("+")

@@ -22,8 +22,8 @@ from tests.golden.model_cases import arguments
 from tests.golden.unit_cases import no_dropout, seed_module
 from vcr.config import VCRConfig
 
-RULE_GROUPS = "a partial group of accumulation never crosses an epoch (design 2)"
-RULE_UNDIVIDED = "Train-Loss is logged undivided (design 2)"
+RULE_GROUPS = "a partial group of accumulation never crosses an epoch"
+RULE_UNDIVIDED = "Train-Loss is logged undivided"
 RULE_NOISE = "the case calls these changes rounding noise"
 
 

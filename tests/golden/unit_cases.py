@@ -26,8 +26,8 @@ from vcr.text import assemble_text
 from vqa.dataset import assemble_question
 from vqa.model import MASK_FROM_END
 
-RULE_DEAD_HELPER = "the reference's unused helper is not part of this project (spec model.md D10)"
-RULE_EMPTY_LABELS = "without a valid row the loss stays a tensor of its own shape (spec model.md B19)"
+RULE_DEAD_HELPER = "the reference's unused helper is not part of this project"
+RULE_EMPTY_LABELS = "without a valid row the loss stays a tensor of its own shape"
 
 
 @torch.no_grad()
@@ -140,7 +140,7 @@ def run_encoder(case: Case, report: Report) -> None:
         ("text", encoded.text(), inputs["text_mask"]),
         ("object", encoded.regions(), inputs["object_mask"]),
     ):
-        # The reference's text slots beyond a row's text hold other states (spec model.md B4): compare real ones.
+        # The reference's text slots beyond a row's text hold other states: compare real ones.
         expected = case.arrays[f"output.{role}"][mask[:, : case.arrays[f"output.{role}"].shape[1]].numpy()]
         report.close(role, states.detach().numpy(), expected, tolerance(case, role, expected))
     for kernel in ("padded", "jagged"):
@@ -180,7 +180,7 @@ def run_fast_rcnn(case: Case, report: Report) -> None:
     compare(case, report, "obj_reps", padded(features.embeddings))
     raw = features.raw
     if masked is not None and "mask_visual_embed" in inputs:
-        # The reference overwrites its raw features in place (spec model.md B13); ours stay what the picture gave.
+        # The reference overwrites its raw features in place; ours stay what the picture gave.
         raw = torch.where(masked[:, None], inputs["mask_visual_embed"], raw)
     compare(case, report, "obj_reps_raw", padded(raw)[:, :, ::16], "obj_reps_raw[:, :, ::16]")
     if features.class_logits is not None:
@@ -294,7 +294,7 @@ def run_vcr_text(case: Case, report: Report) -> None:
                 ("token_type_ids", sequence.types),
                 ("tags", sequence.tags),
             ):
-                # A word without a box carries the whole image: tag -1 is read as 0 (spec model.md 6).
+                # A word without a box carries the whole image: tag -1 is read as 0.
                 report.equal(
                     f"{layout} {key}", np.maximum(actual, 0), np.maximum(expected[key][row, choice][where], 0)
                 )

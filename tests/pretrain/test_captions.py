@@ -1,4 +1,4 @@
-"""Pictures with captions, from a folder of two (data spec 4.4, 4.5)."""
+"""Pictures with captions, from a folder of two."""
 
 from __future__ import annotations
 

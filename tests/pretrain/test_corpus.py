@@ -1,4 +1,4 @@
-"""Texts without pictures (data spec 4.6)."""
+"""Texts without pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What fine-tuning takes from a pre-training checkpoint: the table of spec model.md 9.3."""
+"""What fine-tuning takes from a pre-training checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pre-training models: hidden regions, texts alone, heads on labelled places (spec model.md 7.4-7.6)."""
+"""The pre-training models: hidden regions, texts alone, heads on labelled places."""
 
 from __future__ import annotations
 

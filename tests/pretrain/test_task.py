@@ -1,4 +1,4 @@
-"""Losses, metrics and data of pre-training (spec model.md 7.4, 7.5; train_eval.md 6)."""
+"""Losses, metrics and data of pre-training."""
 
 from __future__ import annotations
 

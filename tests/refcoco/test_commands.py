@@ -122,7 +122,7 @@ def test_proposals_have_no_identity(trained, capsys):
 @pytest.mark.dist
 def test_two_processes_train_and_test(world):
     """Aspect grouping is on, and the groups do not fall evenly on the processes."""
-    # One by one: pictures are padded to the largest of their batch, which scores depend on (spec data.md 5).
+    # One by one: pictures are padded to the largest of their batch, which scores depend on.
     settings = world.settings(["TRAIN.BATCH_IMAGES=2", "TEST.BATCH_IMAGES=1"])
     script = [ROOT / "scripts/dist_run_single.sh", 2, "refcoco/train_end2end.py", world.cfg, world.out]
     run_command(*script, "--do-test", *settings)

@@ -1,4 +1,4 @@
-"""Items of RefCOCO by hand (spec data.md 4.3), and its grouping by aspect."""
+"""Items of RefCOCO by hand, and its grouping by aspect."""
 
 from __future__ import annotations
 

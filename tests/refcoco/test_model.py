@@ -1,4 +1,4 @@
-"""The RefCOCO model: invariances, gradients, and what it may choose (spec model.md 7.3)."""
+"""The RefCOCO model: invariances, gradients, and what it may choose."""
 
 from __future__ import annotations
 

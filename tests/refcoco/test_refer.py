@@ -1,4 +1,4 @@
-"""The refs pickle and its splits (spec data.md 1.5)."""
+"""The refs pickle and its splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The VCR model: options, invariances, gradients (spec model.md 7.1, 14)."""
+"""The VCR model: options, invariances, gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses, predictions and the start from a pre-training checkpoint (spec model.md 7.1, 9.3)."""
+"""Losses, predictions and the start from a pre-training checkpoint."""
 
 from __future__ import annotations
 

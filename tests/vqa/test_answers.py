@@ -1,4 +1,4 @@
-"""Spelling, vocabulary, soft targets and the official accuracy, by hand (data spec 3.6)."""
+"""Spelling, vocabulary, soft targets and the official accuracy, by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Items of VQA from a folder of one picture (data spec 4.2)."""
+"""Items of VQA from a folder of one picture."""
 
 from __future__ import annotations
 

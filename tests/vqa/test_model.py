@@ -1,4 +1,4 @@
-"""The VQA model: options, invariances, gradients (spec model.md 7.2, 14)."""
+"""The VQA model: options, invariances, gradients."""
 
 from __future__ import annotations
 

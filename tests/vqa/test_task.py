@@ -1,4 +1,4 @@
-"""Losses, predictions, official accuracy, and what the answer head starts from (spec model.md 7.2, 8.2, 9)."""
+"""Losses, predictions, official accuracy, and what the answer head starts from."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ class LineIndex(IndexedFile[LineTable]):
 
 
 class TextLines:
-    """The lines of several text files, one after the other (data spec 1.8); see `LineIndex`.
+    """The lines of several text files, one after the other; see `LineIndex`.
 
     Args:
         paths: the files, joined with `+`; no name is empty.

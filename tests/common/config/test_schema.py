@@ -55,7 +55,7 @@ def test_absent_keys_have_the_defaults_of_the_reference():
         "vocabulary",
         64,
     )
-    assert len(list(leaves(vcr))) == 130 + 10  # the table of the spec, and new keys
+    assert len(list(leaves(vcr))) == 130 + 10  # keys of the reference, and new ones
     assert len(list(leaves(pretrain))) == 134 + 11
 
 

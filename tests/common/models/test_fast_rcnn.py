@@ -1,4 +1,4 @@
-"""The region branch on a thin backbone (spec model.md 5)."""
+"""The region branch on a thin backbone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Box geometry against the numbers of the spec (model.md 5.6, data.md 13)."""
+"""Box geometry against stored numbers."""
 
 from __future__ import annotations
 

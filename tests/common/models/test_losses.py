@@ -1,4 +1,4 @@
-"""Losses against the numbers of the spec (model.md 5.7, 7.1)."""
+"""Losses against stored numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packed sequences, by hand (spec model.md 2.3, worked example)."""
+"""Packed sequences, by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight files in all their layouts, and what is wrong with them (spec model.md 8.2, 8.3, 9)."""
+"""Weight files in all their layouts, and what is wrong with them."""
 
 from __future__ import annotations
 

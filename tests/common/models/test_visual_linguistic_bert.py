@@ -1,4 +1,4 @@
-"""The joint transformer: options, special words, limits (spec model.md 2)."""
+"""The joint transformer: options, special words, limits."""
 
 from __future__ import annotations
 
