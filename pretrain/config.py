@@ -1,4 +1,4 @@
-"""Configuration of pre-training: its keys, defaults and rules beside the shared ones."""
+"""Configuration of pre-training: keys, defaults and constraints beyond the shared ones."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class PretrainDatasetConfig(AnswerVocabularyKeys, RegionFileKeys, DatasetConfig)
 
     DATASET: Literal["", "conceptual_captions", "coco_captions", "general_corpus"] = ""
     SEQ_LEN: Positive = 64
-    """Pretrain: longest caption and regions together; general_corpus: longest text. In word pieces."""
+    """Pretrain: maximum length of caption and regions together; general_corpus: of a text. In word pieces."""
     MIN_SEQ_LEN: Natural = 0
-    """Pretrain general_corpus: following lines are added until there are this many words."""
+    """Pretrain general_corpus: join following lines until there are this many words."""
 
 
 class PretrainVLBertConfig(VLBertConfig):
@@ -56,7 +56,7 @@ class PretrainVLBertConfig(VLBertConfig):
 
 
 class PretrainNetworkConfig(NetworkConfig):
-    """The model that restores masked words and regions."""
+    """The model that predicts masked words and regions."""
 
     FOR_MASK_VL_MODELING_PRETRAIN: MustBeFalse = False
     """Does not exist."""
@@ -64,11 +64,11 @@ class PretrainNetworkConfig(NetworkConfig):
     """The joint transformer."""
     CLASSIFIER_TYPE: Literal["2fc", "1fc"] = "2fc"
     WITH_REL_LOSS: bool = True
-    """Pretrain: tell matching captions from others (half are swapped); needs VLBERT.with_pooler and
+    """Pretrain: classify whether captions match (half are swapped); needs VLBERT.with_pooler and
     conceptual_captions.
     """
     WITH_MLM_LOSS: bool = True
-    """Pretrain: restore masked words."""
+    """Pretrain: predict masked words."""
     WITH_MVRC_LOSS: bool = True
     """Pretrain: classify masked regions."""
     MLM_LOSS_NORM_IN_BATCH_FIRST: bool = False
@@ -142,7 +142,7 @@ class PretrainConfig(ExperimentConfig):
 
     @model_validator(mode="after")
     def _log_what_is_trained(self) -> Self:
-        """Where the file does not say which losses to log, all that the model has are."""
+        """Logs all losses of the model if the file does not list any."""
         if "LOSS_LOGGERS" not in self.TRAIN.model_fields_set and self.MODULE in (SINGLE, MULTITASK):
             update = {"LOSS_LOGGERS": self.own_losses}
             object.__setattr__(self, "TRAIN", self.TRAIN.model_copy(update=update))
@@ -155,12 +155,12 @@ class PretrainConfig(ExperimentConfig):
 
     @property
     def multitask(self) -> bool:
-        """Whether texts are read beside the captions."""
+        """Whether a text corpus is read beside the captions."""
         return self.MODULE == MULTITASK
 
     @property
     def own_losses(self) -> LossLoggers:
-        """The losses that the model has, and their names in the log."""
+        """Losses of the model, and their names in the log."""
         network = self.NETWORK
         return (
             *((("relationship_loss", "RelLoss"),) * network.WITH_REL_LOSS),
@@ -169,7 +169,7 @@ class PretrainConfig(ExperimentConfig):
         )
 
     def remarks(self) -> list[Rule]:
-        """Settings that work but do not do what one may think."""
+        """Returns settings that work but may surprise."""
         own = dict(self.own_losses)
         absent = [name for name, _ in self.TRAIN.LOSS_LOGGERS if name not in own]
         return [
@@ -182,7 +182,7 @@ class PretrainConfig(ExperimentConfig):
         ]
 
     def rules(self) -> list[Rule]:
-        """Combinations that cannot work."""
+        """Returns combinations that cannot work."""
         network, bert = self.NETWORK, self.NETWORK.VLBERT
         losses = (network.WITH_REL_LOSS, network.WITH_MLM_LOSS, network.WITH_MVRC_LOSS)
         trains = self.MODULE != ATTENTION
@@ -218,7 +218,7 @@ class PretrainConfig(ExperimentConfig):
         ]
 
     def _dataset_rules(self) -> list[Rule]:
-        """Which datasets fit the model: one with images, and in a list texts after it."""
+        """Checks which datasets fit the model: one with images, followed by texts in a list."""
         network = self.NETWORK
         longest = network.VLBERT.max_position_embeddings - network.VLBERT.position_padding_idx - 3
         (images, place), *others = zip(self.datasets, self.dataset_keys, strict=True)

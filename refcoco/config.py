@@ -1,4 +1,4 @@
-"""Configuration of RefCOCO, RefCOCO+ and RefCOCOg: their keys, defaults and rules beside the shared ones."""
+"""Configuration of RefCOCO, RefCOCO+ and RefCOCOg: keys, defaults and constraints beyond the shared ones."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class RefCOCOConfig(ExperimentConfig):
     """Training."""
 
     def rules(self) -> list[Rule]:
-        """Combinations that cannot work."""
+        """Returns combinations that cannot work."""
         data, network = self.DATASET, self.NETWORK
         splits = SPLITS.get(data.DATASET, (data.SPLIT_BY,))
         return [

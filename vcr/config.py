@@ -1,4 +1,4 @@
-"""Configuration of VCR: its keys, defaults and rules beside the shared ones."""
+"""Configuration of VCR: keys, defaults and constraints beyond the shared ones."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class VCRConfig(ExperimentConfig):
     """Training."""
 
     def rules(self) -> list[Rule]:
-        """Combinations that cannot work."""
+        """Returns combinations that cannot work."""
         data, network = self.DATASET, self.NETWORK
         mask = 14 if network.IMAGE_C5_DILATED else 7
         return [

@@ -1,4 +1,4 @@
-"""Configuration of VQA: its keys, defaults and rules beside the shared ones."""
+"""Configuration of VQA: keys, defaults and constraints beyond the shared ones."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ class VQADatasetConfig(AnswerVocabularyKeys, RegionFileKeys, DatasetConfig):
     ] = "36"
     """VQA: set of region features: 36 of each image, or 10 to 100."""
     USE_IMDB: bool = True
-    """VQA: read Pythia's imdb files, not the official json files; answers are then taken as they are."""
+    """VQA: read Pythia's imdb files instead of the official json files; answers are then used unchanged."""
     ANSWER_NORMALISE: Literal["vocabulary", "both"] = "vocabulary"
-    """VQA: what is normalised before answers are looked up: the vocabulary alone, as in the reference, or
-    the annotated answers too. New key.
+    """VQA: what is normalized before answers are looked up: the vocabulary only, as in the reference, or also
+    annotated
+    answers. New key.
     """
 
 
@@ -70,7 +71,7 @@ class VQAConfig(ExperimentConfig):
     """Training."""
 
     def rules(self) -> list[Rule]:
-        """Combinations that cannot work."""
+        """Returns combinations that cannot work."""
         network = self.NETWORK
         return [
             *super().rules(),

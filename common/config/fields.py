@@ -10,29 +10,29 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
 Split = Literal["train", "val", "test"]
-"""Part of the data that a run reads."""
+"""Split of the data."""
 
 
 PrecisionName = Literal["fp32", "tf32", "fp16", "bf16"]
-"""What a model computes in."""
+"""Precision of the forward pass."""
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """Says what a value must be.
+    """Describes the values of a field.
 
     Attributes:
-        text: continues the sentence "must be".
+        text: completes the sentence "must be".
     """
 
     text: str
 
 
 def allowed_text(field: FieldInfo) -> str:
-    """Returns what a value of this field must be, in words."""
+    """Returns the description of the values of this field."""
     texts = [mark.text for mark in field.metadata if isinstance(mark, Allowed)]
     if texts:
-        return texts[-1]  # the outermost alias
+        return texts[-1]
     if get_origin(field.annotation) is Literal:
         choices = [
             f'"{value}"' if isinstance(value, str) else str(value) for value in get_args(field.annotation)
@@ -43,7 +43,7 @@ def allowed_text(field: FieldInfo) -> str:
 
 
 def _number(value: Any) -> Any:
-    """Reads a text such as "1e-7" as the number that its writer meant; for yaml 1.1 it is text."""
+    """Converts text such as "1e-7", which yaml 1.1 does not parse as a number."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -70,7 +70,7 @@ def _pairs(value: Any) -> Any:
 
 
 def holds(test: Callable[[Any], bool]) -> AfterValidator:
-    """Refuses values that fail `test`."""
+    """Rejects values that fail `test`."""
 
     def check(value: Any) -> Any:
         if not test(value):
@@ -81,7 +81,7 @@ def holds(test: Callable[[Any], bool]) -> AfterValidator:
 
 
 def _no_flag(value: Any) -> Any:
-    """Keeps `true` out of numbers: Python takes it for 1."""
+    """Rejects `true` as a number: in Python it equals 1."""
     return None if isinstance(value, bool) else value
 
 

@@ -1,7 +1,8 @@
-"""The configuration of an experiment: typed, immutable, checked when it is read.
+"""The configuration of an experiment: typed, immutable, checked when it is loaded.
 
-`ExperimentConfig` holds what all tasks share. A task's `config.py` adds its own keys, defaults and rules.
-Attribute names are the yaml keys. Absent keys mean what the reference implementation does without them.
+`ExperimentConfig` holds what all tasks share. A task's `config.py` adds its keys, defaults and constraints. Attribute
+names
+are the yaml keys. A missing key means what the reference does without it.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ logger = logging.getLogger(__name__)
 
 
 Rule = tuple[bool, str, str]
-"""`(whether it applies, dotted key, what to say)`."""
+"""`(whether the problem exists, dotted key, message)`."""
 
 
 DeadKeys = Mapping[str, tuple[Any, ...] | None]
-"""Keys without effect, with the values besides the default that need no warning: shipped ones; None = any."""
+"""Keys without effect, and the non-default values in shipped files that need no warning; None is any value."""
 
 
 class ExperimentConfig(Section):
-    """Everything that defines an experiment; keys that all tasks share.
+    """Configuration of an experiment, with the keys that all tasks share.
 
     Attributes:
         dead: keys without effect in this task.
@@ -57,35 +58,35 @@ class ExperimentConfig(Section):
     }
 
     RNG_SEED: FromMinusOne = -1
-    """Seed of everything random; -1 draws another one each run, and evaluates a checkpoint with that of its run."""
+    """Seed of all random decisions; -1 draws a seed per run and evaluates a checkpoint with the seed of its run."""
     OUTPUT_PATH: str = ""
-    """Root of the output directory; --model-dir is put in front."""
+    """Root of the output directory; --model-dir is prepended."""
     MODULE: str = ""
     """Name of the model."""
     GPUS: Gpus = ""
-    """GPUs of a run that torchrun did not start, one process each; "", "cpu" or GPUs that are not there: the CPU."""
+    """GPUs of a run that torchrun did not start, one process each; "", "cpu" or missing GPUs select the CPU."""
     LOG_FREQUENT: Positive = 50
-    """Micro-batches between two lines of the log."""
+    """Batches between two log lines."""
     VAL_FREQUENT: Positive = 1
     """Epochs between two validations."""
     CHECKPOINT_FREQUENT: Positive = 1
     """Epochs between two numbered checkpoints."""
     CHECKPOINT_STEPS: Natural = 0
-    """Updates between two states saved as {MODEL_PREFIX}-latest.model, the one before as -previous.model;
+    """Optimizer steps between two states saved as {MODEL_PREFIX}-latest.model, the one before as -previous.model;
     0: only when SIGTERM, SIGUSR1 or Ctrl-C ends the run. New key.
     """
     CHECKPOINT_KEEP: Natural = 0
-    """Numbered checkpoints that stay, the newest ones; 0: all. New key."""
+    """Number of numbered checkpoints to keep, the newest ones; 0: all. New key."""
     STALL_SECONDS: Natural = 45
-    """With several processes: end all of them when one does not move for so long while the others wait for
-    it; 0: wait for ever. New key.
+    """With several processes: end all of them if one makes no progress for this many seconds while others wait;
+    0: wait forever. New key.
     """
     MODEL_PREFIX: str = ""
-    """First part of the names of checkpoints and result files."""
+    """Prefix of the names of checkpoints and result files."""
     NUM_WORKERS_PER_GPU: Natural = 4
-    """Data-loading workers of each process and loader."""
+    """Data-loading workers per process and loader."""
     SCALES: Scales = ()
-    """The short side of images is resized to the first, unless the long side would pass the second."""
+    """Short side of resized images, and maximum of the long side."""
     DATASET: DatasetConfig | tuple[DatasetConfig, ...] = DatasetConfig()
     """The data."""
     NETWORK: NetworkConfig = NetworkConfig()
@@ -98,18 +99,18 @@ class ExperimentConfig(Section):
     """Testing."""
 
     def loop(self, split: Split) -> LoopConfig:
-        """The section `TRAIN`, `VAL` or `TEST`."""
+        """Returns the section `TRAIN`, `VAL` or `TEST`."""
         section: LoopConfig = getattr(self, split.upper())
         return section
 
     @property
     def datasets(self) -> tuple[DatasetConfig, ...]:
-        """The `DATASET` sections, one except in multi-task pre-training."""
+        """The `DATASET` sections: one, except in multi-task pre-training."""
         return self.DATASET if isinstance(self.DATASET, tuple) else (self.DATASET,)
 
     @property
     def dataset_keys(self) -> list[str]:
-        """The dotted key of each of `datasets`."""
+        """Dotted key of each of `datasets`."""
         return (
             [f"DATASET.{i}" for i in range(len(self.datasets))]
             if isinstance(self.DATASET, tuple)
@@ -117,7 +118,7 @@ class ExperimentConfig(Section):
         )
 
     def rules(self) -> list[Rule]:
-        """Combinations that cannot work; tasks add theirs."""
+        """Returns combinations that cannot work; tasks add theirs."""
         network, bert = self.NETWORK, self.NETWORK.VLBERT
         pixels = "NETWORK.PIXEL_STDS" if network.PIXEL_MEANS else "NETWORK.PIXEL_MEANS"
         return [
@@ -172,7 +173,7 @@ class ExperimentConfig(Section):
                 self.datasets
             )
             yield not fits, f"{name}.BATCH_IMAGES", sizes
-        # Files that are not for training have no epochs at all.
+        # Configurations that are not for training have no epochs.
         last = (
             train.BEGIN_EPOCH if train.RESUME else train.BEGIN_EPOCH + 1
         )  # a finished run may be tested again
@@ -186,7 +187,7 @@ class ExperimentConfig(Section):
         yield list(train.LR_STEP) != sorted(set(train.LR_STEP)), "TRAIN.LR_STEP", "must be ascending"
 
     def remarks(self) -> list[Rule]:
-        """Settings that work but do not do what one may think; logged when a file is loaded."""
+        """Returns settings that work but may surprise; logged when a file is loaded."""
         return []
 
     def problems(self) -> list[str]:
@@ -194,7 +195,7 @@ class ExperimentConfig(Section):
         return [f"{key}: {_show(self.value(key))}: {text}" for broken, key, text in self.rules() if broken]
 
     def warnings(self) -> list[str]:
-        """Returns each remark, and each key without effect that holds a value which asks for one."""
+        """Returns remarks, and keys without effect whose value asks for one."""
         noted = [f"{key}: {_show(self.value(key))}: {text}" for holds, key, text in self.remarks() if holds]
         for key, value, default in leaves(self):
             silent = self.dead.get(_without_index(key))
@@ -232,7 +233,7 @@ def _without_index(dotted: str) -> str:
 
 
 def _show(value: Any) -> str:
-    """Writes a value on one short line, as yaml would; of sections only how many there are."""
+    """Formats a value on one short line, as in yaml; sections as their number of keys."""
     if isinstance(value, Section):
         return "one section"
     if isinstance(value, tuple) and value and isinstance(value[0], Section):
@@ -247,16 +248,16 @@ ConfigT = TypeVar("ConfigT", bound=ExperimentConfig)
 def load_config(
     schema: type[ConfigT], path: str | Path, overrides: Sequence[str] = (), tree: ValueTree | None = None
 ) -> ConfigT:
-    """Reads the configuration of an experiment and checks all of it.
+    """Reads and checks the configuration of an experiment.
 
     Args:
-        schema: the task's configuration class.
+        schema: configuration class of the task.
         path: yaml file; its optional `_BASE_` names a file to start from.
-        overrides: `KEY.PATH=VALUE`, the value in yaml; list entries by number (`DATASET.0.ZIP_MODE=true`).
-        tree: content of the file (`load_yaml`), if it has been read already; changed by the overrides.
+        overrides: `KEY.PATH=VALUE` with a yaml value; list entries by index (`DATASET.0.ZIP_MODE=true`).
+        tree: content of the file (`load_yaml`) if it has been read; changed by the overrides.
 
     Raises:
-        ConfigError: names file or override, key, value and what is allowed, one line for each problem.
+        ConfigError: names file or override, key, value and what is allowed, one line per problem.
     """
     tree = tree or load_yaml(Path(path))
     for text in overrides:
@@ -269,10 +270,10 @@ def load_config(
 
 
 def parse_config(schema: type[ConfigT], values: Mapping[str, Any], source: str) -> ConfigT:
-    """Checks keys, types and ranges of nested values, but not whether they fit together (`problems` does).
+    """Checks keys, types and ranges of nested values, but not their combinations (`problems` does).
 
     Raises:
-        ConfigError: names `source`, key, value and what is allowed, one line for each problem.
+        ConfigError: names `source`, key, value and what is allowed, one line per problem.
     """
     tree = ValueTree()
     tree.merge(dict(values), source)
@@ -280,7 +281,7 @@ def parse_config(schema: type[ConfigT], values: Mapping[str, Any], source: str) 
 
 
 def dump_config(config: ExperimentConfig) -> str:
-    """Writes all values as yaml that `load_config` reads back to an equal configuration."""
+    """Formats all values as yaml that `load_config` reads back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -288,14 +289,14 @@ def _parse(schema: type[ConfigT], tree: ValueTree, source: str) -> ConfigT:
     try:
         return schema.model_validate(_tuples(tree.values))
     except ValidationError as error:
-        # A union reports a bad value once for each of its members.
+        # A union reports an invalid value once for each member.
         lines = dict.fromkeys(_explain(schema, tree.values, detail["loc"]) for detail in error.errors())
         _raise_all(lines, tree, source)
-        raise  # pydantic never reports an error without details
+        raise
 
 
 def _raise_all(lines: Iterable[str], tree: ValueTree, source: str) -> None:
-    """Raises one error of all lines, each of which starts with a dotted key and a colon."""
+    """Raises one error with all lines, each of which starts with a dotted key and a colon."""
     if text := "\n".join(f"{_origin(line, tree, source)}: {line}" for line in lines):
         raise ConfigError(text)
 
@@ -311,7 +312,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _explain(schema: type[Section], values: Any, location: Sequence[int | str]) -> str:
-    """Turns the place of a validation error into the line that a user reads."""
+    """Formats the location of a validation error for the user."""
     section: type[Section] | None = schema
     path: list[str] = []
     allowed = "a section of keys"
@@ -325,13 +326,13 @@ def _explain(schema: type[Section], values: Any, location: Sequence[int | str]) 
             path.append(step)
             field = section.model_fields[step]
             values, allowed, section = values[step], allowed_text(field), _section_of(field.annotation)
-        elif not step.startswith("<"):  # the tag of a union's member
+        elif not step.startswith("<"):  # the tag of a union member
             return f"{'.'.join([*path, step])}: unknown key{did_you_mean(step, list(section.model_fields))}"
     return f"{'.'.join(path)}: {_show(values)}: must be {allowed}"
 
 
 def _section_of(annotation: Any) -> type[Section] | None:
-    """Returns the section class that an annotation holds, if it holds one."""
+    """Returns the section class of an annotation, or None."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     return next(filter(None, map(_section_of, get_args(annotation))), None)

@@ -1,6 +1,6 @@
 """The sections of a configuration and the keys that tasks share, with their meaning.
 
-Attribute names are the yaml keys. A default is what the reference implementation does without the key.
+Attribute names are the yaml keys. A default is what the reference does without the key.
 """
 
 from __future__ import annotations
@@ -54,15 +54,16 @@ class DatasetConfig(Section):
     APPEND_INDEX: MustBeFalse = False
     """Samples always carry their index."""
     TASK: Literal["Q2A", "QA2R", "Q2AR"] = "Q2AR"
-    """VCR: the sub-task that is trained. Q2AR (the default) cannot be: vcr/val.py and vcr/test.py join a
-    Q2A and a QA2R run into it.
+    """VCR: the sub-task to train. Q2AR (the default) cannot be trained: vcr/val.py and vcr/test.py combine a Q2A and
+    a
+    QA2R run.
     """
     BASIC_ALIGN: bool = False
-    """VCR: split the given words with BERT's basic tokenizer before word pieces are made."""
+    """Without effect: only the reference records word numbers."""
     DATASET_PATH: str = ""
-    """Directory of the dataset's files; empty: the working directory."""
+    """Directory of the dataset; empty: the working directory."""
     ROOT_PATH: str = ""
-    """Indexes of large files and archives lie in cache/ below it where they cannot lie beside these."""
+    """cache/ below it holds indexes of large files and archives whose own folder is not writable."""
     TRAIN_IMAGE_SET: str = ""
     """Split used for training, several joined with + (VCR: image folder); also part of the output path.
     VQA: train2014, val2014, minival2014, valminusminival2014. RefCOCO: train. Pretrain: train, val.
@@ -80,35 +81,34 @@ class DatasetConfig(Section):
     TEST_ANNOTATION_FILE: str = ""
     """As TRAIN_ANNOTATION_FILE, for testing."""
     ONLY_USE_RELEVANT_DETS: bool = True
-    """VCR: keep only the objects that the question or the choices mention."""
+    """VCR: keep only objects that the question or the choices mention."""
     ADD_IMAGE_AS_A_BOX: bool = True
-    """Put the whole image before the regions as box 0. The models take it as the image's feature."""
+    """Insert the whole image before the regions as box 0, with the feature of the image."""
     ZIP_MODE: bool = False
     """Read images and features from NAME.zip instead of the folder NAME."""
     CACHE_MODE: MustBeFalse = False
-    """Holding the whole dataset in memory does not exist."""
+    """Keeping the whole dataset in memory is not supported."""
     IGNORE_DB_CACHE: bool = True
-    """The annotations themselves are always read."""
+    """Annotations are always read directly."""
     MASK_SIZE: Positive = 14
     """VCR: side of the instance masks in cells; equals the region feature map, so 14 with
     NETWORK.IMAGE_C5_DILATED and 7 without.
     """
     QA2R_NOQ: bool = False
-    """VCR QA2R: leave the question out, the answer alone is the query."""
+    """VCR QA2R: without the question; the answer alone is the query."""
     QA2R_AUG: MustBeFalse = False
-    """Augmentation of QA2R does not exist."""
+    """Augmentation of QA2R is not supported."""
     ON_BAD_DATA: Literal["raise", "skip"] = "raise"
-    """A record that cannot be read: raise stops and names it; skip takes the next good one, counts, and
-    stops above 1 % of the records. New key.
+    """Invalid records: raise stops and names the record; skip uses the next valid one, counts, and stops above 1 % of
+    the records. New key.
     """
 
     @property
     def cache(self) -> str:
-        """Folder of indexes that cannot lie beside their files."""
         return os.path.join(self.ROOT_PATH, "cache")
 
     def path(self, name: str) -> str:
-        """Where a file of the dataset is; without DATASET_PATH below the working directory."""
+        """Returns the path of a file of the dataset; without DATASET_PATH relative to the working directory."""
         return os.path.join(self.DATASET_PATH, name)
 
     def image_set(self, split: Split) -> str:
@@ -124,9 +124,10 @@ class RegionFileKeys(Section):
     """Keys of `DATASET` in the tasks that read region files."""
 
     PACKED_REGIONS: str = ""
-    """File made by scripts/pack_regions.py, read in place of the folders or archives of region files, relative
-    to the working directory; empty: read those. Pretrain: several joined with +, of which each picture is read
-    from one that was packed from its folder and has it. New key.
+    """File written by scripts/pack_regions.py that replaces the folders or archives of region files, relative to the
+    working directory; empty: not packed. Pretrain: several joined with +; an image is read from the file that was
+    packed
+    from its folder and contains it. New key.
     """
 
 
@@ -166,12 +167,13 @@ class VLBertConfig(Section):
     word_embedding_frozen: bool = False
     """Freeze the word embeddings except those of the first 1000 ids."""
     obj_pos_id_relative: MustBeTrue = True
-    """All regions share the position after the text; another layout does not exist."""
+    """All regions share the position after the text; other layouts are not supported."""
     hidden_size: Positive = 512
     """Width of the transformer; a multiple of num_attention_heads."""
     visual_size: Positive = 512
-    """Width of the visual features that enter the embedding; equals NETWORK.IMAGE_FINAL_DIM. A linear
-    layer is added where it differs from hidden_size.
+    """Width of the visual features that enter the embedding; equals NETWORK.IMAGE_FINAL_DIM. A linear layer is added
+    if it
+    differs from hidden_size.
     """
     num_hidden_layers: Positive = 4
     """Transformer layers."""

@@ -1,1 +1,4 @@
-"""From files on disk to batches. Knows nothing of models."""
+"""The data pipeline: datasets, images, tokenizer, masks, samplers, collation and loaders.
+
+Knows nothing about models.
+"""

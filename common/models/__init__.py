@@ -1,1 +1,4 @@
-"""Network modules, losses, weight files. Knows nothing of datasets."""
+"""Network modules, losses and weight files.
+
+Knows nothing about datasets.
+"""
