@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from common.batch import Batch
-from common.models.bert import Kernel
 from common.models.fast_rcnn import FastRCNN, RegionFeatures
 from common.models.visual_linguistic_bert import (
     Encoded,
@@ -32,8 +31,8 @@ class PretrainOutputs:
 
     Attributes:
         relationship_logits: (P, 2), whether the caption belongs to the image.
-        word_logits: (M, V) at the masked tokens; (T, V) at all tokens if dense.
-        region_logits: (R, C) at the labeled regions; (K, C) at all boxes if dense.
+        word_logits: (M, V) at the masked tokens.
+        region_logits: (R, C) at the labeled regions.
     """
 
     relationship_logits: Tensor | None
@@ -139,14 +138,11 @@ class ResNetVLBERTForPretraining(MaskedVLBERT):
             model.freeze_pooler()
         return model
 
-    def forward(
-        self, batch: PretrainBatch, *, dense: bool = False, kernel: Kernel = "auto"
-    ) -> PretrainOutputs:
-        """Predicts at labeled positions; `dense` predicts at every token and box."""
-        encoded = self.encode(batch, self.region_features(batch), kernel=kernel)
+    def forward(self, batch: PretrainBatch) -> PretrainOutputs:
+        encoded = self.encode(batch, self.region_features(batch))
         bert = self.vlbert
-        words = encoded.text(None if dense else batch.masked_token_index.values)
-        regions = encoded.regions(None if dense else batch.masked_region_index.values)
+        words = encoded.text(batch.masked_token_index.values)
+        regions = encoded.regions(batch.masked_region_index.values)
         return PretrainOutputs(
             relationship_logits=None
             if bert.relationsip_head is None
@@ -157,7 +153,7 @@ class ResNetVLBERTForPretraining(MaskedVLBERT):
 
 
 class ResNetVLBERTForAttentionVis(MaskedVLBERT):
-    """A pre-trained model without heads; returns the states and attention of all layers."""
+    """A pre-trained model without heads, which also returns the attention of all layers."""
 
     @classmethod
     def from_config(cls, config: PretrainConfig) -> ResNetVLBERTForAttentionVis:
@@ -167,8 +163,8 @@ class ResNetVLBERTForAttentionVis(MaskedVLBERT):
         )
 
     def forward(self, batch: Batch) -> Encoded:
-        """Encodes the batch with every layer and attention map."""
-        return self.encode(batch, self.region_features(batch), kernel="explicit", all_layers=True)
+        """Encodes the batch with attention maps."""
+        return self.encode(batch, self.region_features(batch), kernel="explicit")
 
 
 def _shared_arguments(config: PretrainConfig, *, reads_texts: bool) -> dict[str, Any]:

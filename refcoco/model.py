@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from common.batch import Batch
-from common.models.bert import Kernel
 from common.models.fast_rcnn import FastRCNN
 from common.models.heads import init_xavier, region_classifier
 from common.models.visual_linguistic_bert import VisualLinguisticBert
@@ -62,7 +61,7 @@ class ResNetVLBERT(VisualLinguisticModel):
             final_mlp=head,
         )
 
-    def forward(self, batch: Batch, *, kernel: Kernel = "auto") -> RefCOCOOutputs:
+    def forward(self, batch: Batch) -> RefCOCOOutputs:
         """Scores every box of every image. Images have one expression each, so regions are in the order of boxes."""
-        encoded = self.encode(batch, self.region_features(batch), kernel=kernel)
+        encoded = self.encode(batch, self.region_features(batch))
         return RefCOCOOutputs(self.final_mlp(encoded.regions()).squeeze(1))

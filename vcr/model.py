@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.batch import Batch, Lengths
-from common.models.bert import Kernel, init_bert_weights
+from common.models.bert import init_bert_weights
 from common.models.fast_rcnn import NUM_CLASSES, FastRCNN, RegionFeatures
 from common.models.heads import classifier, region_classifier
 from common.models.visual_linguistic_bert import VisualLinguisticBert
@@ -134,9 +134,9 @@ class ResNetVLBERT(VisualLinguisticModel):
         mean: Tensor = total / count.clamp(min=1)[:, None]
         return mean[region_sequence]
 
-    def forward(self, batch: Batch, *, kernel: Kernel = "auto") -> VCROutputs:
+    def forward(self, batch: Batch) -> VCROutputs:
         features = self.region_features(batch)
-        encoded = self.encode(batch, features, kernel=kernel)
+        encoded = self.encode(batch, features)
         logits = self.final_mlp(self.vlbert.pool(encoded)).view(batch.num_samples, -1)
         if self.cnn_loss_reg is not None:
             assert batch.box_classes is not None

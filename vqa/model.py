@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.batch import Batch
-from common.models.bert import Kernel
 from common.models.fast_rcnn import FastRCNN, RegionFeatures
 from common.models.heads import classifier
 from common.models.visual_linguistic_bert import VisualLinguisticBert
@@ -87,8 +86,8 @@ class ResNetVLBERT(VisualLinguisticModel):
             return visual, rows
         return F.pad(visual, (0, 0, 0, 1)), torch.full_like(rows, len(visual))
 
-    def forward(self, batch: Batch, *, kernel: Kernel = "auto") -> VQAOutputs:
-        encoded = self.encode(batch, self.region_features(batch), kernel=kernel)
+    def forward(self, batch: Batch) -> VQAOutputs:
+        encoded = self.encode(batch, self.region_features(batch))
         lengths = batch.text.lengths
         answer = lengths.starts + lengths.tensor - MASK_FROM_END
         return VQAOutputs(self.final_mlp(encoded.text().index_select(0, answer)))

@@ -174,12 +174,10 @@ class EncoderOutput:
 
     Attributes:
         hidden: (S, H) states of the last layer.
-        layers: (S, H) states of every layer, if requested.
         attention: (Q, A, L, L) attention probabilities of every layer, with the explicit kernel.
     """
 
     hidden: Tensor
-    layers: tuple[Tensor, ...]
     attention: tuple[Tensor, ...]
 
 
@@ -188,16 +186,12 @@ class Encoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(Layer(**layer) for _ in range(num_layers))  # type: ignore[arg-type]
 
-    def forward(
-        self, x: Tensor, lengths: Lengths, *, kernel: Kernel = "auto", all_layers: bool = False
-    ) -> EncoderOutput:
+    def forward(self, x: Tensor, lengths: Lengths, *, kernel: Kernel = "auto") -> EncoderOutput:
         """Encodes packed rows (S, H) of these lengths."""
         padding = Padding.of(lengths)
-        layers, attention = [], []
+        attention = []
         for layer in self.layer:
             x, maps = layer(x, padding, kernel)
-            if all_layers:
-                layers.append(x)
             if maps is not None:
                 attention.append(maps)
-        return EncoderOutput(x, tuple(layers), tuple(attention))
+        return EncoderOutput(x, tuple(attention))

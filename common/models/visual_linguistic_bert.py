@@ -216,11 +216,11 @@ class VisualLinguisticBert(nn.Module):
         embedded: Tensor = self.embedding_dropout(self.embedding_LayerNorm(packing.pack(content)))
         return embedded
 
-    def forward(self, inputs: PackedInputs, *, kernel: Kernel = "auto", all_layers: bool = False) -> Encoded:
+    def forward(self, inputs: PackedInputs, *, kernel: Kernel = "auto") -> Encoded:
         """Encodes the rows. `kernel='explicit'` also returns attention probabilities."""
         packing = Packing.of(inputs.text_lengths, inputs.region_lengths, self.first_position)
         embedded = self.embed(inputs, packing)
-        output = self.encoder(embedded, packing.lengths, kernel=kernel, all_layers=all_layers)
+        output = self.encoder(embedded, packing.lengths, kernel=kernel)
         return Encoded(output, packing, inputs.text_lengths, inputs.region_visual)
 
     def pool(self, encoded: Encoded) -> Tensor:

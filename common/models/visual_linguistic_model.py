@@ -103,7 +103,6 @@ class VisualLinguisticModel(nn.Module):
         features: RegionFeatures | None,
         *,
         kernel: Kernel = "auto",
-        all_layers: bool = False,
     ) -> Encoded:
         """Encodes every text sequence with the regions of its image."""
         self._check_lengths(batch)
@@ -119,7 +118,7 @@ class VisualLinguisticModel(nn.Module):
             region_words=self.region_words(batch, region_box, region_lengths.rows()),
             visual=visual,
         )
-        return self.vlbert(inputs, kernel=kernel, all_layers=all_layers)  # type: ignore[no-any-return]
+        return self.vlbert(inputs, kernel=kernel)  # type: ignore[no-any-return]
 
     def _check_lengths(self, batch: Batch) -> None:
         """The [END] token has the largest position id: text length plus one."""

@@ -12,12 +12,14 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -234,3 +236,18 @@ def statistics(name: str, values: np.ndarray, salt: str) -> tuple[float, float, 
 
 def _generator(key: str) -> np.random.RandomState:
     return np.random.RandomState(zlib.crc32(key.encode()) % 2**32)
+
+
+@contextmanager
+def layer_states(encoder: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the (S, H) states of every layer of an `Encoder` while it runs."""
+    states: list[Tensor] = []
+    hooks = [
+        layer.register_forward_hook(lambda module, inputs, output: states.append(output[0]))
+        for layer in encoder.layer
+    ]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from pretrain.dataset import PretrainBatch
 from pretrain.model import PretrainOutputs
 from pretrain.task import PretrainTask
 from tests.golden.adapter import Adapter, AnyTask, Arrays, Datasets, padded, placed, region_features
-from tests.golden.harness import Report
+from tests.golden.harness import Report, layer_states
 
 RULE_ALL_HIDDEN = "nothing is left of a whole image all of whose regions are hidden: zeros"
 RULE_CUT = "a caption that is cut keeps its [SEP]"
@@ -85,13 +85,20 @@ def region_table(batch: PretrainBatch) -> Tensor:
     return table.index_copy(0, batch.masked_region_index.values, batch.region_labels)
 
 
-def attention(encoded: Encoded) -> dict[str, np.ndarray]:
+class EncodedLayers(NamedTuple):
+    """An encoding, and the (S, H) states of every layer."""
+
+    encoded: Encoded
+    layers: Sequence[Tensor]
+
+
+def attention(encoded: Encoded, layers: Sequence[Tensor]) -> dict[str, np.ndarray]:
     """(B, L, A, S, S) maps and (B, L, S, H) states of all layers; masked behind the rows."""
     lengths = encoded.packing.lengths
     real = np.arange(lengths.longest) < np.array(lengths.sizes)[:, None]
     maps = torch.stack(encoded.output.attention, dim=1).detach().numpy()
     pairs = np.broadcast_to((real[:, :, None] & real[:, None, :])[:, None, None], maps.shape)
-    states = torch.stack(encoded.output.layers, dim=1)
+    states = torch.stack(list(layers), dim=1)
     return {
         "attention_probs": np.ma.masked_array(maps, ~pairs),
         "hidden_states": placed(states, real).swapaxes(1, 2),
@@ -152,17 +159,23 @@ class PretrainAdapter(Adapter):
     def everywhere(self, model: nn.Module, batch: Any, outputs: Any) -> Any:
         """Logits of all tokens and boxes; at labelled places those that the losses saw."""
         if isinstance(outputs, Encoded):
-            return outputs
-        full = model(batch, dense=True)
+            with layer_states(model.vlbert.encoder) as layers:
+                return EncodedLayers(model(batch), layers)
+        bert, encoded = model.vlbert, model.encode(batch, model.region_features(batch))
+        words = regions = None
+        if outputs.word_logits is not None:
+            words = bert.mlm_head(encoded.text(), bert.word_embeddings.weight)
+        if outputs.region_logits is not None:
+            regions = bert.mvrc_head(encoded.regions())
         return replace(
-            full,
-            word_logits=over(full.word_logits, batch.masked_token_index, outputs.word_logits),
-            region_logits=over(full.region_logits, batch.masked_region_index, outputs.region_logits),
+            outputs,
+            word_logits=over(words, batch.masked_token_index, outputs.word_logits),
+            region_logits=over(regions, batch.masked_region_index, outputs.region_logits),
         )
 
     def results(self, outputs: Any, batch: Any, arrays: Arrays) -> dict[str, np.ndarray]:
-        if isinstance(outputs, Encoded):
-            return attention(outputs)
+        if isinstance(outputs, EncodedLayers):
+            return attention(*outputs)
         found: dict[str, np.ndarray] = {}
         if outputs.relationship_logits is not None:
             found["relationship_logits"] = outputs.relationship_logits.detach().numpy()

@@ -21,7 +21,7 @@ from common.models.packing import Packing, Padding
 from common.models.resnet import ResNet
 from common.models.visual_linguistic_bert import PackedInputs, VisualLinguisticBert
 from tests.golden.adapters import tokens
-from tests.golden.harness import Case, Report, statistics, weight
+from tests.golden.harness import Case, Report, layer_states, statistics, weight
 from vcr.text import assemble_text
 from vqa.dataset import assemble_question
 from vqa.model import MASK_FROM_END
@@ -117,11 +117,12 @@ def run_layout(case: Case, report: Report) -> None:
 
 def run_encoder(case: Case, report: Report) -> None:
     vlbert, packed, inputs = _vlbert(case)
-    encoded = vlbert(packed, kernel="explicit", all_layers=True)
+    with layer_states(vlbert.encoder) as layers:
+        encoded = vlbert(packed, kernel="explicit")
     lengths = encoded.packing.lengths
     real = Padding.of(lengths).mask()
     real = torch.ones(len(lengths), lengths.longest, dtype=torch.bool) if real is None else real
-    for index, hidden in enumerate(encoded.output.layers):
+    for index, hidden in enumerate(layers):
         expected = case.arrays["output.encoded_layers"][index][real.numpy()]
         allowed = tolerance(case, "encoded_layers", case.arrays["output.encoded_layers"])
         report.close(f"encoded_layers[{index}]", hidden.detach().numpy(), expected, allowed)

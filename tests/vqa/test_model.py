@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 
@@ -91,16 +89,6 @@ def test_a_row_does_not_depend_on_the_rest_of_the_batch(options):
         alone = torch.cat([model(batch((3,), (6,))).logits, model(batch((2,), (3,), first=1)).logits])
     assert together.shape == (2, ANSWERS)
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
-
-
-def test_kernels_agree():
-    _, model = thin_task()
-    model.eval()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # nested tensors announce themselves as a prototype
-        explicit, *others = (model(batch(), kernel=name).logits for name in ("explicit", "padded", "jagged"))
-    for logits in others:
-        torch.testing.assert_close(logits, explicit, atol=1e-5, rtol=0)
 
 
 OPTIONS = [
