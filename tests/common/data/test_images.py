@@ -103,7 +103,7 @@ def test_very_small_and_very_long(tmp_path):
 
 def test_a_huge_one_names_the_limit(tmp_path, monkeypatch):
     path = saved(tmp_path / "a.png", Image.new("1", (20_000, 20_000)))
-    with pytest.raises(DataError, match=r"a\.png: too large; a picture may have 178,956,970 pixels at most"):
+    with pytest.raises(DataError, match=r"a\.png: too large; an image may have 178,956,970 pixels at most"):
         open_image(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7)  # Pillow warns above it, and stops above twice as many
     assert open_image(saved(tmp_path / "b.png", Image.new("L", (5, 2)))).size == (5, 2)

@@ -119,7 +119,7 @@ def test_names_that_windows_packs(folder, tmp_path):
         list_images(f"{tmp_path}/a.zip")
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.write(folder / "p_004.png", "../../p.png")
-    with pytest.raises(DataError, match=r"b\.zip@/\.\./\.\./p\.png: its name leads out of the archive"):
+    with pytest.raises(DataError, match=r"b\.zip@/\.\./\.\./p\.png: its name leaves the archive"):
         list_images(f"{tmp_path}/b.zip")
 
 

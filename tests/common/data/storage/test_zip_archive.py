@@ -183,7 +183,7 @@ def test_a_truncated_archive(path, monkeypatch):
         ):
             through_store(path, "x", monkeypatch)
         with pytest.raises(DataError, match=r"a.zip: not a complete zip archive; copy or download it again"):
-            through_store(path, "x", monkeypatch, places=[f"{path}@/folder"])
+            through_store(path, "x", monkeypatch, roots=[f"{path}@/folder"])
 
 
 def test_a_cut_off_begin(path, monkeypatch):
@@ -276,7 +276,7 @@ def test_the_cache_holds_what_cannot_lie_beside_its_archive(locked, monkeypatch,
     path, cache = locked
     assert through_store(path, NAMES[2], monkeypatch, cache=cache) == content(2)
     monkeypatch.setattr(module, "scan_members", None)
-    assert through_store(path, NAMES[3], monkeypatch, places=[f"{path}@/"], cache=cache) == content(3)
+    assert through_store(path, NAMES[3], monkeypatch, roots=[f"{path}@/"], cache=cache) == content(3)
     assert [name[:6] for name in os.listdir(cache) if name.endswith(".index")] == ["a.zip-"]
     assert os.listdir(os.path.dirname(path)) == ["a.zip"]
     assert caplog.messages == []
