@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.report import machine, publish
 from common.cli.run import run
 from common.config.schema import load_config
-from common.data.loader import batches_of
+from common.data.loader import epoch_batches
 from common.training.task import build_dataloader
 from vcr.config import VCRConfig
 from vcr.task import VCRTask
@@ -25,7 +25,7 @@ def measure(cfg: str, overrides: list[str], workers: int, num_batches: int) -> d
     """Reads `num_batches` batches and times all but the first, which waits for the workers to start."""
     config = load_config(VCRConfig, cfg, [*overrides, f"NUM_WORKERS_PER_GPU={workers}"])
     batches = iter(
-        itertools.islice(batches_of(build_dataloader(VCRTask(config), "train"), epoch=0), num_batches)
+        itertools.islice(epoch_batches(build_dataloader(VCRTask(config), "train"), epoch=0), num_batches)
     )
     next(batches)
     samples = tokens = regions = 0

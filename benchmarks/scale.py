@@ -29,7 +29,7 @@ import torch
 from benchmarks.report import Row, machine, publish
 from common.cli.run import run
 from common.config.schema import load_config
-from common.data.loader import batches_of
+from common.data.loader import epoch_batches
 from common.data.regions.json_format import NUM_CLASSES
 from common.data.regions.packed_format import PackedHeader, PackedWriter
 from common.data.regions.types import Regions
@@ -158,7 +158,7 @@ def read(root: str, workers: str, num_batches: str, began: str) -> None:
     libraries = memory("libraries alone", os.getpid())
     loader = build_dataloader(open_task(root, int(workers)), "train")
     opened = time.time()
-    batches = itertools.islice(batches_of(loader, epoch=0), int(num_batches) + 1)
+    batches = itertools.islice(epoch_batches(loader, epoch=0), int(num_batches) + 1)
     next(batches)
     start, samples = time.perf_counter(), sum(batch.num_samples for batch in batches)
     seconds = time.perf_counter() - start

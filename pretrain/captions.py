@@ -92,7 +92,7 @@ class CaptionedImages(PretrainDataset):
     def regions(self, record: Captioned) -> Regions:
         """Reads the regions of an image with their class scores, most important first."""
 
-    def described(self, index: int) -> tuple[str, Sequence[str]]:
+    def describe(self, index: int) -> tuple[str, Sequence[str]]:
         return self.captioned(index).image, ()
 
     def load(self, index: int, rng: random.Random) -> PretrainSample:
@@ -281,7 +281,7 @@ class CocoCaptionDataset(CaptionedImages):
         path = f"{self._images}/{self._coco.file_name(image_id)}"
         return Captioned(str(image_id), path, self._captions[image_id])
 
-    def described(self, index: int) -> tuple[str, Sequence[str]]:
+    def describe(self, index: int) -> tuple[str, Sequence[str]]:
         """Returns the path of an image and the class names of its annotated objects."""
         classes = self._coco.classes(int(self._ids[index]))
         return self.captioned(index).image, [CLASS_NAMES[number] for number in classes]

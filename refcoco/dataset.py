@@ -176,7 +176,7 @@ class RefCOCODataset(VisualLinguisticDataset[RefCOCOSample]):
             label = (pairwise_iou(resized[1:], resized[:1])[:, 0] > POSITIVE_IOU).float()
         ids = self._token_ids[self._token_starts[index] : self._token_starts[index + 1]].tolist()
         # In a flipped image, left and right are swapped.
-        pieces = self._tokenizer.mirrored(ids) if flipped else ids
+        pieces = self._tokenizer.swap_left_right(ids) if flipped else ids
         return build_sample(
             RefCOCOSample,
             index,
@@ -206,7 +206,7 @@ class RefCOCODataset(VisualLinguisticDataset[RefCOCOSample]):
                     f"{image.original} (width, height)"
                 )
             detected = regions.boxes
-        parts = [torch.tensor([image.whole], dtype=torch.float32)] if self._adds_image_box else []
+        parts = [torch.tensor([image.whole_box], dtype=torch.float32)] if self._adds_image_box else []
         parts.append(detected)
         target_region = UNKNOWN_REGION
         # A training image without detections keeps the annotated boxes: otherwise no box would be positive.

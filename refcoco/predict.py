@@ -58,7 +58,7 @@ class RefCOCOPredictor(Predictor[Query, Grounding]):
         for image, row, scores in zip(images, best, lengths.split(outputs.logits.sigmoid()), strict=True):
             # Row 0 is the whole image if the model has it as a candidate; the box is the user's, not the resized one.
             region = row + 1 - (len(scores) - len(image.regions.boxes))
-            box = image.regions.boxes[region - 1].tolist() if region else map(float, image.prepared.whole)
+            box = image.regions.boxes[region - 1].tolist() if region else map(float, image.prepared.whole_box)
             groundings.append(Grounding(tuple(box), float(scores[row]), region, tuple(scores.tolist())))
         return groundings
 

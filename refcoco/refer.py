@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -122,14 +123,11 @@ def _read_refs(path: Path) -> list[Ref]:
         raise DataError(f"{path}: refs.{where}: {problem['msg']}") from error
     if not refs:
         raise DataError(f"{path}: has no refs")
-    _once((ref["ref_id"] for ref in refs), f"{path}: ref")
-    _once((one["sent_id"] for ref in refs for one in ref["sentences"]), f"{path}: sentence")
+    ids = {
+        "ref": [ref["ref_id"] for ref in refs],
+        "sentence": [sentence["sent_id"] for ref in refs for sentence in ref["sentences"]],
+    }
+    for kind, numbers in ids.items():
+        if duplicates := [number for number, count in Counter(numbers).items() if count > 1]:
+            raise DataError(f"{path}: duplicate {kind} {duplicates[0]}")
     return refs
-
-
-def _once(ids: Iterable[int], what: str) -> None:
-    seen: set[int] = set()
-    for number in ids:
-        if number in seen:
-            raise DataError(f"{what} {number} stands twice")
-        seen.add(number)

@@ -150,7 +150,7 @@ class VCRPreprocessor:
         classes = [CLASS_INDEX.get(record.objects[i], 0) for i in visible]
         masks = [instance_mask(metadata.segms[i], metadata.boxes[i], size) for i in visible]
         if self._data.ADD_IMAGE_AS_A_BOX:
-            boxes.insert(0, image.whole)
+            boxes.insert(0, image.whole_box)
             classes.insert(0, 0)
             masks.insert(0, np.ones(size, dtype=np.bool_))
         if not boxes:

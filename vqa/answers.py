@@ -46,7 +46,7 @@ def replace_punctuation(text: str) -> str:
     return _FULL_STOP.sub("", result, count=_MOST_FULL_STOPS)
 
 
-def mirrored(text: str) -> str:
+def swap_left_right(text: str) -> str:
     """Swaps the words left and right, for a flipped image."""
     return " ".join(_SIDES.get(word, word) for word in text.split(" "))
 

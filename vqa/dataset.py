@@ -23,7 +23,7 @@ from common.data.samples import build_sample
 from common.data.storage.store import Store
 from common.data.tokenizer import Tokenizer
 from common.errors import DataError
-from vqa.answers import AnswerVocabulary, mirrored, soft_target
+from vqa.answers import AnswerVocabulary, soft_target, swap_left_right
 from vqa.config import VQAConfig
 from vqa.questions import SOURCES, Questions, split_names
 
@@ -108,10 +108,10 @@ class VQAPreprocessor:
         boxes, features = prepend_image_box(regions, image, add=self._data.ADD_IMAGE_AS_A_BOX)
         # As in the reference, USE_IMDB swaps words before tokenization, otherwise word pieces are swapped.
         if flipped and self._data.USE_IMDB:
-            pieces = self._tokenizer.ids(mirrored(question))
+            pieces = self._tokenizer.ids(swap_left_right(question))
         else:
             pieces = self._tokenizer.ids(question)
-            pieces = self._tokenizer.mirrored(pieces) if flipped else pieces
+            pieces = self._tokenizer.swap_left_right(pieces) if flipped else pieces
         text = assemble_question(pieces, self._tokenizer)
         return build_sample(
             VQASample,
@@ -181,8 +181,8 @@ class VQADataset(VisualLinguisticDataset[VQASample]):
         answers = self.questions.said
         self._num_classes = len(vocabulary.answers)
         self._classes = np.array([vocabulary.class_of(answer) for answer in answers], dtype=np.int64)
-        self._mirrored_classes = np.array(
-            [vocabulary.class_of(mirrored(answer)) for answer in answers], dtype=np.int64
+        self._swapped_classes = np.array(
+            [vocabulary.class_of(swap_left_right(answer)) for answer in answers], dtype=np.int64
         )
         if self._labeled:
             codes = self.questions.codes()
@@ -219,7 +219,7 @@ class VQADataset(VisualLinguisticDataset[VQASample]):
         )
         label = None
         if self._labeled:
-            classes = self._mirrored_classes if flipped else self._classes
+            classes = self._swapped_classes if flipped else self._classes
             given, scores = soft_target(classes[self.questions.codes(index)])
             label = torch.zeros(self._num_classes)
             label[given] = torch.from_numpy(scores).float()

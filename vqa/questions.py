@@ -198,7 +198,7 @@ def _checked(path: str, rows: Iterable[Row]) -> Iterator[Row]:
     seen: set[int] = set()
     for row in rows:
         if row.question_id in seen:
-            raise DataError(f"{path}: question {row.question_id} stands twice")
+            raise DataError(f"{path}: duplicate question {row.question_id}")
         if not row.text.strip():
             raise DataError(f"{path}: question {row.question_id} is empty")
         seen.add(row.question_id)
@@ -217,7 +217,7 @@ def _official_rows(folder: str, name: str, annotated: bool) -> Iterator[Row]:
     annotations: dict[int, _Annotation] = {}
     for one in parse_model(_AnnotationFile, Store().read(answers_path), answers_path).annotations:
         if annotations.setdefault(one["question_id"], one) is not one:
-            raise DataError(f"{answers_path}: question {one['question_id']} stands twice")
+            raise DataError(f"{answers_path}: duplicate question {one['question_id']}")
     for row in rows:
         found = annotations.pop(row.question_id, None)
         if found is None:

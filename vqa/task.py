@@ -47,7 +47,7 @@ class VQATask(PredictingTask[VQAConfig, VQABatch, VQAOutputs]):
         vocabulary = AnswerVocabulary.from_config(self.config.DATASET)
         if vocabulary.duplicates:
             logger.warning(
-                "DATASET.ANSWER_VOCAB_FILE: %d answers stand more than once, and only the first of each can be "
+                "DATASET.ANSWER_VOCAB_FILE: %d answers are duplicates, and only the first of each can be "
                 "right: %s",
                 len(vocabulary.duplicates),
                 ", ".join(map(repr, vocabulary.duplicates)),

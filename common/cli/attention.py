@@ -126,7 +126,7 @@ def write_maps(
         for index, size, own_boxes in zip(
             batch.index.tolist(), sizes, batch.num_boxes.split(boxes), strict=True
         ):
-            path, class_names = dataset.described(index)
+            path, class_names = dataset.describe(index)
             images.append(
                 SequenceTokens(
                     image_id=names[index],

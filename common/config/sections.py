@@ -313,7 +313,7 @@ class LoopConfig(Section):
     SHUFFLE: bool = False
     """Shuffle the samples; the order depends on RNG_SEED and the epoch only."""
     FLIP_PROB: Probability = 0.0
-    """Probability of mirroring an image. Of precomputed features only the boxes are mirrored."""
+    """Probability of flipping an image horizontally. With precomputed features only the boxes are flipped."""
     BATCH_IMAGES: BatchSizes = 1
     """Samples per process and micro-batch. Pretrain: a list exactly where DATASET is a list."""
 

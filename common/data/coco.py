@@ -93,13 +93,13 @@ class BoxTable:
 
     Attributes:
         order: (N,) index in the file of every row of the table.
-        owners: (N,) image of every row, ascending.
+        image_ids: (N,) image of every row, ascending.
     """
 
     def __init__(self, image_ids: Sequence[int], boxes: Sequence[Box]) -> None:
-        owners = np.array(image_ids, dtype=np.int64)
-        self.order = np.argsort(owners, kind="stable")
-        self.owners = owners[self.order]
+        unsorted = np.array(image_ids, dtype=np.int64)
+        self.order = np.argsort(unsorted, kind="stable")
+        self.image_ids = unsorted[self.order]
         self._boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)[self.order]
 
     @classmethod
@@ -109,34 +109,35 @@ class BoxTable:
         Raises:
             DataError: the file is missing or a record is invalid.
         """
-        found = parse_model(_DetectionFile, Store().read(path), path).root
-        return cls([one["image_id"] for one in found], [one["box"] for one in found])
+        detections = parse_model(_DetectionFile, Store().read(path), path).root
+        return cls([one["image_id"] for one in detections], [one["box"] for one in detections])
 
     def rows(self, image_id: int) -> slice:
-        return slice(*np.searchsorted(self.owners, (image_id, image_id + 1)).tolist())
+        """Returns the rows of the boxes of an image."""
+        return slice(*np.searchsorted(self.image_ids, (image_id, image_id + 1)).tolist())
 
     def boxes(self, image_id: int) -> NDArray[np.float64]:
         """Returns the (n, 4) boxes x, y, width, height of an image."""
         return self._boxes[self.rows(image_id)]
 
 
-class _Ids:
-    """Maps unique ids to indices."""
+class _IdIndex:
+    """Maps unique ids to their indices in a file."""
 
     def __init__(self, ids: Sequence[int], kind: str, path: str) -> None:
         self._kind, self._path = kind, path
-        column = np.array(ids, dtype=np.int64)
-        self._places = np.argsort(column)
-        self._ids = column[self._places]
-        twice = self._ids[1:][self._ids[1:] == self._ids[:-1]]
-        if len(twice):
-            raise DataError(f"{path}: {kind} {twice[0]} stands twice")
+        unsorted = np.array(ids, dtype=np.int64)
+        self._order = np.argsort(unsorted)
+        self._ids = unsorted[self._order]
+        duplicates = self._ids[1:][self._ids[1:] == self._ids[:-1]]
+        if len(duplicates):
+            raise DataError(f"{path}: duplicate {kind} {duplicates[0]}")
 
-    def place(self, number: int) -> int:
+    def index(self, number: int) -> int:
         row = int(np.searchsorted(self._ids, number))
         if row == len(self._ids) or self._ids[row] != number:
             raise DataError(f"{self._path}: has no {self._kind} {number}")
-        return int(self._places[row])
+        return int(self._order[row])
 
 
 class CocoIndex:
@@ -152,23 +153,30 @@ class CocoIndex:
     """
 
     def __init__(self, path: str) -> None:
-        found = parse_model(_InstanceFile, Store().read(path), path)
-        images, annotations = found.images, found.annotations
+        content = parse_model(_InstanceFile, Store().read(path), path)
+        images, annotations = content.images, content.annotations
         self.path = path
-        self._images = _Ids([image["id"] for image in images], "image", path)
+        self._images = _IdIndex([image["id"] for image in images], "image", path)
         self._sizes = np.array([(image["width"], image["height"]) for image in images])
-        self._annotations = _Ids([one["id"] for one in annotations], "annotation", path)
-        self._all_boxes = np.array([one["bbox"] for one in annotations], dtype=np.float64)
-        self._table = BoxTable([one["image_id"] for one in annotations], [one["bbox"] for one in annotations])
+        self._annotations = _IdIndex([annotation["id"] for annotation in annotations], "annotation", path)
+        self._all_boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64)
+        self._table = BoxTable(
+            [annotation["image_id"] for annotation in annotations],
+            [annotation["bbox"] for annotation in annotations],
+        )
         order = self._table.order
-        self._ids = np.array([one["id"] for one in annotations], dtype=np.int64)[order]
-        self._categories = np.array([one["category_id"] for one in annotations], dtype=np.int64)[order]
-        self._known_categories = _Ids([one["id"] for one in found.categories], "category", path)
+        self._ids = np.array([annotation["id"] for annotation in annotations], dtype=np.int64)[order]
+        self._categories = np.array(
+            [annotation["category_id"] for annotation in annotations], dtype=np.int64
+        )[order]
+        self._known_categories = _IdIndex(
+            [category["id"] for category in content.categories], "category", path
+        )
         self._file_names = np.array([image.get("file_name", "") for image in images])
 
     def annotated_images(self) -> NDArray[np.int64]:
         """Returns the ids of all images that have boxes, ascending."""
-        return np.unique(self._table.owners)
+        return np.unique(self._table.image_ids)
 
     def file_name(self, image_id: int) -> str:
         """Returns the file name of an image; empty if unknown.
@@ -176,7 +184,7 @@ class CocoIndex:
         Raises:
             DataError: the image is not in the file.
         """
-        return str(self._file_names[self._images.place(image_id)])
+        return str(self._file_names[self._images.index(image_id)])
 
     def size(self, image_id: int) -> tuple[int, int]:
         """Returns width and height of an image.
@@ -184,7 +192,7 @@ class CocoIndex:
         Raises:
             DataError: the image is not in the file.
         """
-        width, height = self._sizes[self._images.place(image_id)].tolist()
+        width, height = self._sizes[self._images.index(image_id)].tolist()
         return width, height
 
     def boxes(self, image_id: int) -> NDArray[np.float64]:
@@ -205,13 +213,14 @@ class CocoIndex:
         Raises:
             DataError: the file does not list a category, or lists more than there are classes.
         """
-        places = [self._known_categories.place(number) for number in self.categories(image_id).tolist()]
-        if places and max(places) + 1 >= len(CLASS_NAMES):
+        categories = self.categories(image_id).tolist()
+        classes = [1 + self._known_categories.index(category) for category in categories]
+        if classes and max(classes) >= len(CLASS_NAMES):
             raise DataError(
-                f"{self.path}: a category of image {image_id} is number {max(places) + 1} of its list; expected "
+                f"{self.path}: a category of image {image_id} is number {max(classes)} of its list; expected "
                 f"the {len(CLASS_NAMES) - 1} of COCO"
             )
-        return np.array(places, dtype=np.int64) + 1
+        return np.array(classes, dtype=np.int64)
 
     def box(self, annotation_id: int) -> NDArray[np.float64]:
         """Returns the (4,) box x, y, width, height of an annotation.
@@ -219,8 +228,8 @@ class CocoIndex:
         Raises:
             DataError: the annotation is not in the file.
         """
-        found: NDArray[np.float64] = self._all_boxes[self._annotations.place(annotation_id)]
-        return found
+        box: NDArray[np.float64] = self._all_boxes[self._annotations.index(annotation_id)]
+        return box
 
 
 def first_captions(path: str) -> dict[int, str]:
@@ -230,6 +239,6 @@ def first_captions(path: str) -> dict[int, str]:
         DataError: the file is missing, or a record is invalid.
     """
     captions: dict[int, str] = {}
-    for one in parse_model(_CaptionFile, Store().read(path), path).annotations:
-        captions.setdefault(one["image_id"], one["caption"])
+    for annotation in parse_model(_CaptionFile, Store().read(path), path).annotations:
+        captions.setdefault(annotation["image_id"], annotation["caption"])
     return captions

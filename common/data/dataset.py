@@ -62,7 +62,7 @@ class VisualLinguisticDataset(Dataset[SampleT], ABC, Generic[SampleT]):
             DataError: the record or one of its files is invalid.
         """
 
-    def described(self, index: int) -> tuple[str, Sequence[str]]:
+    def describe(self, index: int) -> tuple[str, Sequence[str]]:
         """Returns the image path of an item and the class names of its regions; empty if unknown."""
         return "", ()
 

@@ -36,7 +36,7 @@ class PreparedImage(NamedTuple):
     size: tuple[int, int]
 
     @property
-    def whole(self) -> tuple[int, int, int, int]:
+    def whole_box(self) -> tuple[int, int, int, int]:
         """Box of the whole image, in original pixels."""
         return 0, 0, self.original[0] - 1, self.original[1] - 1
 
@@ -79,7 +79,7 @@ def prepare_image(
     """
     size = target_size(*original, scales)
     pixels = image_to_tensor(image, size, flipped=flipped) if image else None
-    return PreparedImage(pixels, size_info(original, size), original, size)
+    return PreparedImage(pixels, compute_im_info(original, size), original, size)
 
 
 def target_size(width: int, height: int, scales: Sequence[int]) -> tuple[int, int]:
@@ -99,7 +99,7 @@ def target_size(width: int, height: int, scales: Sequence[int]) -> tuple[int, in
     return (short, long) if width < height else (long, short)
 
 
-def size_info(original: tuple[int, int], resized: tuple[int, int]) -> Tensor:
+def compute_im_info(original: tuple[int, int], resized: tuple[int, int]) -> Tensor:
     """Returns `im_info`: (4,) float32 resized width and height, and their ratios to the original ones."""
     ratios = (new / old for new, old in zip(resized, original, strict=True))
     return torch.tensor([*resized, *ratios], dtype=torch.float32)

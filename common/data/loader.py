@@ -127,7 +127,7 @@ class Loader(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
 
 
-def batches_of(loader: Loader, epoch: int, start: int = 0) -> Iterable[Any]:
+def epoch_batches(loader: Loader, epoch: int, start: int = 0) -> Iterable[Any]:
     """Returns the batches of an epoch from index `start` on.
 
     A `batch_sampler` with `set_epoch` skips batches without reading them. Other loaders repeat the same epoch.

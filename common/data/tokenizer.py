@@ -184,7 +184,7 @@ class Tokenizer:
         """Returns the ids of the word pieces."""
         return [number for word in self.basic(text) for number in self._pieces(word)[1]]
 
-    def mirrored(self, ids: Sequence[int]) -> list[int]:
+    def swap_left_right(self, ids: Sequence[int]) -> list[int]:
         """Swaps the pieces `left` and `right`, for a flipped image."""
         left, right = (self.vocab.get(word, self.unk_id) for word in ("left", "right"))
         swapped = {left: right, right: left}

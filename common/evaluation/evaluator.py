@@ -11,7 +11,7 @@ from torch import nn
 
 from common.batch import Batch
 from common.config.fields import Split
-from common.data.loader import Loader, batches_of, worker_crash_context
+from common.data.loader import Loader, epoch_batches, worker_crash_context
 from common.distributed import process_group as distributed
 from common.progress import track
 from common.training.metrics import Metrics, loss_over
@@ -29,7 +29,7 @@ def iterate_outputs(
     distributed.broadcast_buffers(model)
     precision = precision or Precision(device)
     # Always epoch 0, so that random choices such as pre-training masks are the same in every evaluation.
-    batches = batches_of(loader, 0)
+    batches = epoch_batches(loader, 0)
     with worker_crash_context(evaluation=loader):
         for batch in track(batches, task.name, len(loader), "batch", disable=not distributed.is_main()):
             on_device = batch.to(device)

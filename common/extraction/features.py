@@ -129,7 +129,7 @@ class RegionExtractor:
         for image, image_boxes in zip(images, boxes, strict=True):
             prepared = prepare_image(image, image.size, self._scales)
             assert prepared.pixels is not None
-            all_boxes = torch.cat([image_boxes.new_tensor([prepared.whole]), image_boxes])
+            all_boxes = torch.cat([image_boxes.new_tensor([prepared.whole_box]), image_boxes])
             resized = resize_boxes(all_boxes, prepared.im_info, flipped=False)
             with torch.inference_mode():
                 features = self._branch.pool(

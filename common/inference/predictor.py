@@ -329,7 +329,7 @@ class TrainedModel(Generic[QueryT, EncodedT]):
             image=query.path,
             size=image.image.size,
             tokens=(),
-            boxes=(image.prepared.whole, *boxes) if self._adds_image_box else tuple(boxes),
+            boxes=(image.prepared.whole_box, *boxes) if self._adds_image_box else tuple(boxes),
             labels=region_labels(
                 [self.first_region + index for index in visible],
                 [class_names[index] for index in visible],

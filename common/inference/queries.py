@@ -113,7 +113,7 @@ class ImageWithRegions(NamedTuple):
             highlighted: numbers of the regions to highlight; `first - 1` is the whole image, drawn only if highlighted.
             first: number of the first region.
         """
-        whole = [LabeledBox(self.prepared.whole, WHOLE_IMAGE, True)] if first - 1 in highlighted else []
+        whole = [LabeledBox(self.prepared.whole_box, WHOLE_IMAGE, True)] if first - 1 in highlighted else []
         regions = enumerate(zip(self.regions.boxes.tolist(), self.class_names(), strict=True), start=first)
         return whole + [
             LabeledBox(box, f"{number} {name}".strip(), number in highlighted)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from common.batch import Batch
-from common.data.loader import Loader, batches_of
+from common.data.loader import Loader, epoch_batches
 from common.distributed import process_group as distributed
 from common.distributed.stall_detection import StallDetector
 from common.errors import CheckpointError, Stopped
@@ -117,7 +117,7 @@ class Trainer:
         self.model.train()
         self.notify("on_epoch_start")
         self.monitor.start_epoch()
-        for batch in batches_of(loader, self.state.epoch, self.state.batch):
+        for batch in epoch_batches(loader, self.state.epoch, self.state.batch):
             microbatches = (batch,) if isinstance(batch, Batch) else batch
             _, ends_step = self.state.accumulation_group()
             with self.monitor.batch(str(self.state), microbatches[-1]):

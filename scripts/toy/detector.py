@@ -23,7 +23,7 @@ from common.batch import Batch, Sample, TextSequence, ragged
 from common.cli.run import run
 from common.config.schema import load_config
 from common.data.collate import collate
-from common.data.images import image_to_tensor, resize_boxes, size_info, target_size
+from common.data.images import compute_im_info, image_to_tensor, resize_boxes, target_size
 from common.errors import ConfigError, UsageError
 from common.files import replace_file
 from common.models.fast_rcnn import FastRCNN
@@ -113,7 +113,7 @@ def draw_scenes(count: int, config: PretrainConfig, split: str) -> list[LabeledI
     for index in range(count):
         scene = make_scene(rng, OBJECT_COUNTS)
         size = target_size(scene.width, scene.height, config.SCALES)
-        im_info = size_info((scene.width, scene.height), size)
+        im_info = compute_im_info((scene.width, scene.height), size)
         boxes = torch.tensor([jittered(each.box, scene, rng, JITTER) for each in scene.objects])
         samples.append(
             LabeledImage(

@@ -13,10 +13,10 @@ from PIL import Image
 from common.batch import Batch, Lengths, Sample, TextSequence
 from common.data.collate import collate
 from common.data.images import (
+    compute_im_info,
     flip_boxes,
     image_to_tensor,
     scale_boxes,
-    size_info,
     target_size,
     vcr_padded_size,
 )
@@ -31,7 +31,7 @@ from common.models.losses import soft_cross_entropy
 from common.models.packing import Padding
 from tests.golden.harness import Case, Report, fixture, in_fixture
 from tests.golden.unit_cases import RULE_DEAD_HELPER
-from vqa.answers import UNKNOWN, AnswerVocabulary, mirrored, replace_punctuation, soft_target
+from vqa.answers import UNKNOWN, AnswerVocabulary, replace_punctuation, soft_target, swap_left_right
 from vqa.config import VQADatasetConfig
 
 RULE_ALIGN = "alignment matrices are not built"
@@ -128,7 +128,7 @@ def run_transforms(case: Case, report: Report) -> None:
     report.close("flip_boxes", flip_boxes(boxes, image.width), arrays["flip_boxes"], 1e-4)
     report.equal("flip_masks", torch.from_numpy(arrays["masks_in"]).flip(-1).numpy(), arrays["flip_masks"])
     height, width = arrays["resize_image"].shape[:2]
-    info = size_info(image.size, (width, height))
+    info = compute_im_info(image.size, (width, height))
     report.close("resize_image", pixels((width, height)), arrays["resize_image"], 1.01)
     report.close("resize_boxes", scale_boxes(boxes, info), arrays["resize_boxes"], 1e-4)
     report.close("resize_im_info", info, arrays["resize_im_info"], 1e-4)
@@ -197,7 +197,9 @@ def run_answers(case: Case, report: Report) -> None:
         expected[[int(place) for place in entry["nonzero"]]] = list(entry["nonzero"].values())
         report.equal(f"target [{number}]", target, expected)
     for entry in document["flip_tokens"]:
-        report.equal(f"mirrored {entry['tokens']}", mirrored(" ".join(entry["tokens"])).split(), entry["out"])
+        report.equal(
+            f"mirrored {entry['tokens']}", swap_left_right(" ".join(entry["tokens"])).split(), entry["out"]
+        )
 
 
 # --- Tokenizer ----------------------------------------------------------------------------------------------

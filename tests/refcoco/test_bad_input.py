@@ -120,7 +120,7 @@ CASES = [
         "a ref twice",
         train(corrupt=lambda w: w.edit_refs(lambda found: found.append(found[0]))),
         FAILED,
-        r"refs\(unc\).p: ref \d+ stands twice",
+        r"refs\(unc\).p: duplicate ref \d+",
     ),
     Case("unknown annotation", train(corrupt=refs(lambda ref: ref.update(ann_id=5))), FAILED,
          r"sentence \d+ of ref \d+: .*instances.json: has no annotation 5"),
@@ -144,7 +144,7 @@ CASES = [
     Case("image without size", train(corrupt=instances(lambda c: c["images"][0].update(width=0))), FAILED,
          "instances.json: images.0.width"),
     Case("an annotation twice", train(corrupt=instances(lambda c: c["annotations"].append(c["annotations"][0]))),
-         FAILED, r"instances.json: annotation \d+ stands twice"),
+         FAILED, r"instances.json: duplicate annotation \d+"),
     Case("box with three numbers", train(corrupt=instances(lambda c: c["annotations"][0]["bbox"].pop())), FAILED,
          r"instances.json: annotations.0.bbox"),
     Case("box that is no number", train(PROPOSALS, corrupt=lambda w: w.edit(

@@ -171,14 +171,14 @@ def test_half_is_not_more_than_half(world):
     assert world.open("val", **boxes("val", "proposal"))[ItemKey(0, 0)].label.tolist() == [0, 0]
 
 
-def test_a_mirrored_item(world):
+def test_refcoco_dataset_flips_image_boxes_and_words(world):
     plain, flipped = world.open(), world.open(TRAIN__FLIP_PROB=1.0)
-    first, mirrored = plain[ItemKey(0, 0)], flipped[ItemKey(0, 0)]
-    assert torch.equal(mirrored.image, first.image.flip(-1))
-    assert mirrored.boxes.tolist() == [[1, 0, 39, 18], [23, 4, 35, 14], [0, 0, 19, 16]]
-    assert mirrored.label.tolist() == first.label.tolist()
-    assert mirrored.target.tolist() == first.target.tolist(), "in original pixels"
-    assert text(mirrored) == "[CLS] the right cup [SEP]"
+    first, flipped_sample = plain[ItemKey(0, 0)], flipped[ItemKey(0, 0)]
+    assert torch.equal(flipped_sample.image, first.image.flip(-1))
+    assert flipped_sample.boxes.tolist() == [[1, 0, 39, 18], [23, 4, 35, 14], [0, 0, 19, 16]]
+    assert flipped_sample.label.tolist() == first.label.tolist()
+    assert flipped_sample.target.tolist() == first.target.tolist(), "in original pixels"
+    assert text(flipped_sample) == "[CLS] the right cup [SEP]"
     assert text(flipped[ItemKey(0, 1)]) == "[CLS] right ##most red [SEP]"
 
 

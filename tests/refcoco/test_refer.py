@@ -114,8 +114,8 @@ class Evil:
         ([REFS[0], {**REFS[1], "ann_id": "1"}], "refs.1.ann_id: Input should be a valid integer"),
         ([{**REFS[0], "sentences": []}], "refs.0.sentences: List should have at least 1"),
         ([ref(0, "val", "")], "refs.0.sentences.0.tokens: List should have at least 1"),
-        ([REFS[0], REFS[0]], "ref 0 stands twice"),
-        ([REFS[0], {**REFS[0], "ref_id": 5}], "sentence 0 stands twice"),
+        ([REFS[0], REFS[0]], "duplicate ref 0"),
+        ([REFS[0], {**REFS[0], "ref_id": 5}], "duplicate sentence 0"),
     ],
 )
 def test_a_file_that_is_wrong(path, refs, message, tmp_path, monkeypatch):

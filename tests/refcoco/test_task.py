@@ -104,11 +104,11 @@ def test_what_a_trained_model_is_tested_on(options, splits):
     assert [tested.config.DATASET.TEST_IMAGE_SET for tested in thin_task(*options)[0].test_tasks()] == splits
 
 
-def test_mirrored_tests_are_refused():
+def test_config_rejects_flipped_tests():
     config = thin_task()[0].config
     assert config.problems() == []
-    mirrored = config.model_copy(update={"TEST": config.TEST.model_copy(update={"FLIP_PROB": 0.5})})
-    (problem,) = mirrored.problems()
+    flipping = config.model_copy(update={"TEST": config.TEST.model_copy(update={"FLIP_PROB": 0.5})})
+    (problem,) = flipping.problems()
     assert problem.startswith("TEST.FLIP_PROB: 0.5: must be 0")
 
 

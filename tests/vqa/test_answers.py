@@ -9,11 +9,11 @@ from common.errors import ConfigError, DataError
 from vqa.answers import (
     AnswerVocabulary,
     agreement,
-    mirrored,
     official_accuracy,
     official_spelling,
     replace_punctuation,
     soft_target,
+    swap_left_right,
 )
 from vqa.config import VQADatasetConfig
 
@@ -41,9 +41,9 @@ def test_punctuation(text, expected):
     assert replace_punctuation(text) == expected
 
 
-def test_mirrored():
-    assert mirrored("on left of right") == "on right of left"
-    assert mirrored("leftmost  Left") == "leftmost  Left"
+def test_swap_left_right_swaps_whole_words():
+    assert swap_left_right("on left of right") == "on right of left"
+    assert swap_left_right("leftmost  Left") == "leftmost  Left"
 
 
 def vocabulary(tmp_path, text: str, size: int, **options) -> AnswerVocabulary:

@@ -184,7 +184,7 @@ CASES = [
         "question twice",
         train(corrupt=questions(lambda q: q.append(q[0]))),
         FAILED,
-        r"questions.json: question \d+ stands twice",
+        r"questions.json: duplicate question \d+",
     ),
     Case(
         "question without annotation",
@@ -202,7 +202,7 @@ CASES = [
         "annotation twice",
         train(corrupt=annotations(lambda a: a.append(a[0]))),
         FAILED,
-        r"annotations.json: question \d+ stands twice",
+        r"annotations.json: duplicate question \d+",
     ),
     Case("annotations in another order", train(corrupt=annotations(list.reverse)), OK),
     Case(

@@ -71,8 +71,7 @@ def test_answers_that_stand_twice_are_listed_once(answers, caplog):
     task = VQATask(thin_config(*answers))
     assert task.vocabulary is task.vocabulary
     assert [record.getMessage() for record in caplog.records] == [
-        "DATASET.ANSWER_VOCAB_FILE: 1 answers stand more than once, and only the first of each can be right: "
-        "'w001'"
+        "DATASET.ANSWER_VOCAB_FILE: 1 answers are duplicates, and only the first of each can be right: 'w001'"
     ]
 
 

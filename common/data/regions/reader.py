@@ -146,7 +146,7 @@ def prepend_image_box(regions: Regions, image: PreparedImage, *, add: bool) -> t
         if image_feature is None:
             image_feature = features.mean(dim=0) if len(features) else features.new_zeros(features.shape[1])
         features = torch.cat([image_feature[None], features])
-    return torch.cat([boxes.new_tensor([image.whole]), boxes]), features
+    return torch.cat([boxes.new_tensor([image.whole_box]), boxes]), features
 
 
 def parent_location(path: str) -> str:

@@ -123,7 +123,7 @@ def test_wrong_directories(directory):
 def test_left_and_right_trade_places():
     words = ["left", "right", "##most", "of"]
     tokenizer = Tokenizer({word: i for i, word in enumerate([*SPECIAL_TOKENS, *words])})
-    mirrored = tokenizer.mirrored(tokenizer.ids("leftmost of right unknown"))
-    assert mirrored == tokenizer.ids("rightmost of left unknown")
+    swapped = tokenizer.swap_left_right(tokenizer.ids("leftmost of right unknown"))
+    assert swapped == tokenizer.ids("rightmost of left unknown")
     one_sided = Tokenizer({word: i for i, word in enumerate([*SPECIAL_TOKENS, "left"])})
-    assert one_sided.mirrored(one_sided.ids("left right")) == [one_sided.unk_id] * 2
+    assert one_sided.swap_left_right(one_sided.ids("left right")) == [one_sided.unk_id] * 2

@@ -4,10 +4,10 @@ from PIL import Image
 
 from common.data.images import (
     clip_boxes,
+    compute_im_info,
     flip_boxes,
     image_to_tensor,
     resize_boxes,
-    size_info,
     target_size,
     vcr_padded_size,
 )
@@ -57,7 +57,7 @@ def test_clip():
 
 
 def test_boxes_follow_the_picture():
-    info = size_info((100, 50), (200, 75))
+    info = compute_im_info((100, 50), (200, 75))
     assert info.tolist() == [200, 75, 2, 1.5]
     boxes = torch.tensor([[0.0, 0.0, 99.0, 49.0], [10.0, 20.0, 100.0, 60.0]])
     assert resize_boxes(boxes, info, flipped=False).tolist() == [[0, 0, 198, 73.5], [20, 30, 199, 74]]

@@ -58,7 +58,7 @@ def checkpoint_file(model, path):
 def trained_with(model, image, scales):
     """The features (n + 1, F) that the model sees in training, the whole picture first."""
     picture = prepare_image(image, image.size, scales)
-    boxes = torch.cat([torch.tensor([picture.whole], dtype=torch.float32), BOXES])
+    boxes = torch.cat([torch.tensor([picture.whole_box], dtype=torch.float32), BOXES])
     text = TextSequence(*(np.zeros(1, np.int64) for _ in range(3)))
     sample = Sample(
         index=0, record_id="", image=picture.pixels, padded_size=picture.size[::-1], im_info=picture.im_info,
