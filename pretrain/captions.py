@@ -41,7 +41,7 @@ OWN_CAPTION_PROB = 0.5
 """Probability that an image keeps its caption if `NETWORK.WITH_REL_LOSS` is on."""
 
 
-class Captioned(NamedTuple):
+class CaptionExample(NamedTuple):
     """An image and its caption.
 
     Attributes:
@@ -85,15 +85,15 @@ class CaptionedImages(PretrainDataset):
         self._store = Store(cache=self._cache)
 
     @abstractmethod
-    def captioned(self, index: int) -> Captioned:
+    def example(self, index: int) -> CaptionExample:
         """Reads a record."""
 
     @abstractmethod
-    def regions(self, record: Captioned) -> Regions:
+    def regions(self, example: CaptionExample) -> Regions:
         """Reads the regions of an image with their class scores, most important first."""
 
     def describe(self, index: int) -> tuple[str, Sequence[str]]:
-        return self.captioned(index).image, ()
+        return self.example(index).image, ()
 
     def load(self, index: int, rng: random.Random) -> PretrainSample:
         """Reads one image.
@@ -101,36 +101,36 @@ class CaptionedImages(PretrainDataset):
         Draws `random()` for a flip and for the caption, `randrange(len(self))` until it is another caption if one is
         needed, then as `mask_words` and `mask_regions` do.
         """
-        record = self.captioned(index)
+        example = self.example(index)
         flipped = rng.random() < self._flip_prob
         # With the relationship loss, half of the images get the caption of another one.
         caption_index = index
         if rng.random() >= OWN_CAPTION_PROB and self._network.WITH_REL_LOSS:
             while caption_index == index:
                 caption_index = rng.randrange(len(self))
-        captioned = record if caption_index == index else self.captioned(caption_index)
-        words = self._tokenizer.basic(captioned.caption)
+        caption_source = example if caption_index == index else self.example(caption_index)
+        words = self._tokenizer.basic(caption_source.caption)
         if not words:
-            raise DataError(f"the caption of {captioned.name} has no word")
+            raise DataError(f"the caption of {caption_source.name} has no word")
         text = self.mask_text(words, rng)
 
-        regions = self.regions(record)
+        regions = self.regions(example)
         num_regions = len(regions.boxes)
         is_masked = is_labeled = [False] * num_regions
         if self._network.WITH_MVRC_LOSS:
             assert regions.class_scores is not None
             if num_regions and regions.class_scores.shape[1] != self.num_classes:
                 raise DataError(
-                    f"{record.regions or record.image}: its regions have {regions.class_scores.shape[1]} class scores; "
+                    f"{example.regions or example.image}: regions have {regions.class_scores.shape[1]} class scores; "
                     f"NETWORK.VLBERT.visual_region_classes is {self.num_classes}"
                 )
             is_masked, is_labeled = mask_regions(num_regions, rng)
 
         if not self.reads_pixels and regions.image_size is None:
-            raise DataError(f"{record.regions}: has no image_w and image_h")
+            raise DataError(f"{example.regions}: has no image_w and image_h")
         image = read_image(
             self._store,
-            record.image,
+            example.image,
             self._scales,
             flipped=flipped,
             decode=self.reads_pixels,
@@ -138,7 +138,7 @@ class CaptionedImages(PretrainDataset):
         )
         if regions.image_size not in (None, image.original):
             raise DataError(
-                f"{record.image}: has {image.original} pixels (width, height), but its regions are for an image of "
+                f"{example.image}: has {image.original} pixels (width, height), but its regions are for an image of "
                 f"{regions.image_size}; extract them again, or skip such records with DATASET.ON_BAD_DATA: skip"
             )
 
@@ -162,7 +162,7 @@ class CaptionedImages(PretrainDataset):
         sample = build_sample(
             PretrainSample,
             index,
-            record.name,
+            example.name,
             image,
             boxes,
             [TextSequence.plain([self._tokenizer.cls_id, *text.ids, self._tokenizer.sep_id])],
@@ -210,10 +210,10 @@ class CaptionDataset(CaptionedImages):
                 f"{self._records.path}: has only one caption; NETWORK.WITH_REL_LOSS needs at least two"
             )
         if self.on_bad_data == "raise":
-            record = self.captioned(0)
-            self._region_files.check(record.regions, class_scores=True)
+            example = self.example(0)
+            self._region_files.check(example.regions, class_scores=True)
             if self.reads_pixels:
-                self._store.check(parent_location(record.image))
+                self._store.check(parent_location(example.image))
             self[ItemKey(0, 0)]  # an error that concerns every record shows now, not in the first validation
 
     def __len__(self) -> int:
@@ -226,17 +226,17 @@ class CaptionDataset(CaptionedImages):
         except DataError:
             return str(index)
 
-    def captioned(self, index: int) -> Captioned:
+    def example(self, index: int) -> CaptionExample:
         record = self._records[index]
         image, regions = record.image, record.frcnn
         if not self._data.ZIP_MODE:
             image, regions = unpacked_path(image), unpacked_region_path(regions)
         path = self._data.path
-        return Captioned(record.image, path(image), " ".join(record.caption), path(regions))
+        return CaptionExample(record.image, path(image), " ".join(record.caption), path(regions))
 
-    def regions(self, record: Captioned) -> Regions:
+    def regions(self, example: CaptionExample) -> Regions:
         """Reads a region file and sorts regions by the score of their best class, background included."""
-        regions = self._region_files.read(record.regions, features=not self.reads_pixels, class_scores=True)
+        regions = self._region_files.read(example.regions, features=not self.reads_pixels, class_scores=True)
         assert regions.class_scores is not None
         order = regions.class_scores.amax(dim=1).argsort(descending=True, stable=True)
         return regions._replace(
@@ -276,19 +276,19 @@ class CocoCaptionDataset(CaptionedImages):
     def record_id(self, index: int) -> str:
         return str(self._ids[index])
 
-    def captioned(self, index: int) -> Captioned:
+    def example(self, index: int) -> CaptionExample:
         image_id = int(self._ids[index])
         path = f"{self._images}/{self._coco.file_name(image_id)}"
-        return Captioned(str(image_id), path, self._captions[image_id])
+        return CaptionExample(str(image_id), path, self._captions[image_id])
 
     def describe(self, index: int) -> tuple[str, Sequence[str]]:
         """Returns the path of an image and the class names of its annotated objects."""
         classes = self._coco.classes(int(self._ids[index]))
-        return self.captioned(index).image, [CLASS_NAMES[number] for number in classes]
+        return self.example(index).image, [CLASS_NAMES[number] for number in classes]
 
-    def regions(self, record: Captioned) -> Regions:
+    def regions(self, example: CaptionExample) -> Regions:
         """Returns the annotated boxes, in the order of the file."""
-        image_id = int(record.name)
+        image_id = int(example.name)
         corners, sides = np.hsplit(self._coco.boxes(image_id), 2)
         return Regions(
             boxes=torch.from_numpy(np.hstack([corners, corners + (sides - 1).clip(min=0)])).float(),

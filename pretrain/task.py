@@ -24,7 +24,7 @@ from pretrain.dataset import PretrainBatch, PretrainSample
 from pretrain.model import PretrainOutputs, ResNetVLBERTForAttentionVis, ResNetVLBERTForPretraining
 
 
-class LabelledWords(NamedTuple):
+class LabeledTokens(NamedTuple):
     """Masked tokens of the samples with an image, or of the texts alone.
 
     Attributes:
@@ -87,7 +87,7 @@ class PretrainTask(Task[PretrainConfig, PretrainBatch, PretrainOutputs]):
             logits = outputs.relationship_logits.float()
             loss = F.cross_entropy(logits, batch.relationship, reduction="none")
             losses["relationship_loss"] = mean_or_zero(loss)
-        for words in self._words(outputs, batch):
+        for words in self._labeled_tokens(outputs, batch):
             loss = F.cross_entropy(words.logits.float(), words.labels, reduction="none")
             if self.config.NETWORK.MLM_LOSS_NORM_IN_BATCH_FIRST:
                 loss = sample_mean(loss, torch.ones_like(loss, dtype=torch.bool), words.lengths)
@@ -105,50 +105,51 @@ class PretrainTask(Task[PretrainConfig, PretrainBatch, PretrainOutputs]):
                 losses["mvrc_loss"] = soft_cross_entropy(logits, labels)
         return losses
 
-    def _words(self, outputs: PretrainOutputs, batch: PretrainBatch) -> Iterator[LabelledWords]:
+    def _labeled_tokens(self, outputs: PretrainOutputs, batch: PretrainBatch) -> Iterator[LabeledTokens]:
         """Returns the masked tokens of each loss of the MLM head."""
         logits, labels, lengths = outputs.word_logits, batch.word_labels, batch.masked_token_index.lengths
         if logits is None:
             return
         if not self.config.multitask:
-            yield LabelledWords("", logits, labels, lengths)
+            yield LabeledTokens("", logits, labels, lengths)
             return
-        pictures = batch.num_images
-        first, rest = (
-            Lengths(lengths.sizes[part], lengths.tensor[part])
-            for part in (slice(pictures), slice(pictures, None))
+        with_image, text_only = (
+            Lengths(lengths.sizes[rows], lengths.tensor[rows])
+            for rows in (slice(batch.num_images), slice(batch.num_images, None))
         )
-        yield LabelledWords("_wvc", logits[: first.total], labels[: first.total], first)
-        yield LabelledWords("_aux", logits[first.total :], labels[first.total :], rest)
+        split = with_image.total
+        yield LabeledTokens("_wvc", logits[:split], labels[:split], with_image)
+        yield LabeledTokens("_aux", logits[split:], labels[split:], text_only)
 
     def label_counts(self, batch: PretrainBatch) -> dict[str, Tensor | int]:
         """Captions, masked words and regions, or samples that have such."""
-        network, pictures = self.config.NETWORK, batch.num_images
-        sizes, first = batch.masked_token_index.lengths.sizes, network.MLM_LOSS_NORM_IN_BATCH_FIRST
-        words = [min(size, 1) if first else size for size in sizes]
+        network, num_images = self.config.NETWORK, batch.num_images
+        words = batch.masked_token_index.lengths.sizes
+        if network.MLM_LOSS_NORM_IN_BATCH_FIRST:
+            words = tuple(min(size, 1) for size in words)
         regions = is_distribution(batch.region_labels).long()
         if network.MVRC_LOSS_NORM_IN_BATCH_FIRST:
             sample = batch.masked_region_index.lengths.rows()
             regions = (regions.new_zeros(batch.num_samples).index_add(0, sample, regions) > 0).long()
-        counts: dict[str, Tensor | int] = {"relationship_loss": pictures, "mvrc_loss": regions.sum()}
-        counts |= {"mlm_loss_wvc": sum(words[:pictures]), "mlm_loss_aux": sum(words[pictures:])}
+        counts: dict[str, Tensor | int] = {"relationship_loss": num_images, "mvrc_loss": regions.sum()}
+        counts |= {"mlm_loss_wvc": sum(words[:num_images]), "mlm_loss_aux": sum(words[num_images:])}
         return counts | {"mlm_loss": sum(words)}
 
     @property
     def label_count_eps(self) -> Mapping[str, float]:
         """`sample_mean` adds this to the number of samples."""
         network = self.config.NETWORK
-        words, regions = network.MLM_LOSS_NORM_IN_BATCH_FIRST, network.MVRC_LOSS_NORM_IN_BATCH_FIRST
-        offsets = dict.fromkeys(("mlm_loss", "mlm_loss_wvc", "mlm_loss_aux"), EPSILON * words)
-        return {**offsets, "mvrc_loss": EPSILON * regions}
+        words = EPSILON if network.MLM_LOSS_NORM_IN_BATCH_FIRST else 0.0
+        regions = EPSILON if network.MVRC_LOSS_NORM_IN_BATCH_FIRST else 0.0
+        return {"mlm_loss": words, "mlm_loss_wvc": words, "mlm_loss_aux": words, "mvrc_loss": regions}
 
     def metrics(self, outputs: PretrainOutputs, batch: PretrainBatch, split: Split) -> dict[str, Ratio]:
         """Returns the accuracies of masked words and regions and of matching."""
-        found = {}
+        values = {}
         if outputs.relationship_logits is not None:
-            found["RelAcc"] = accuracy(outputs.relationship_logits, batch.relationship)
-        for words in self._words(outputs, batch):
-            found[f"MLMAcc{words.suffix.strip('_').upper()}"] = accuracy(words.logits, words.labels)
+            values["RelAcc"] = accuracy(outputs.relationship_logits, batch.relationship)
+        for words in self._labeled_tokens(outputs, batch):
+            values[f"MLMAcc{words.suffix.strip('_').upper()}"] = accuracy(words.logits, words.labels)
         if outputs.region_logits is not None:
-            found["MVRCAccuracy"] = mvrc_accuracy(outputs.region_logits, batch.region_labels)
-        return found
+            values["MVRCAccuracy"] = mvrc_accuracy(outputs.region_logits, batch.region_labels)
+        return values

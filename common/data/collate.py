@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.batch import Batch, Lengths, Ragged, Sample, Text, TextSequence
+from common.batch import Batch, Lengths, Ragged, Sample, Text
 from common.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -63,38 +63,36 @@ def _join(kind: str, values: Sequence[Tensor], rows: Lengths | None) -> Tensor |
 
 
 def _join_images(samples: Sequence[Sample]) -> Tensor | None:
-    """Copies the images into the top left corners of a zero tensor that holds all of them."""
-    pictures = [sample.image for sample in samples if sample.image is not None]
-    if not pictures:
+    """Pads images with zeros on the right and bottom to the largest `padded_size`."""
+    images = [sample.image for sample in samples if sample.image is not None]
+    if not images:
         return None
-    assert all(sample.image is not None for sample in samples[: len(pictures)]), (
-        "samples without an image come last"
-    )
-    padded_sizes = [sample.padded_size for sample in samples[: len(pictures)]]
-    height, width = (max(sides) for sides in zip(*padded_sizes, strict=True))
-    images = pictures[0].new_zeros(len(pictures), 3, height, width)
-    for image, picture in zip(images, pictures, strict=True):
-        image[:, : picture.shape[1], : picture.shape[2]] = picture
-    return images
+    with_image = samples[: len(images)]
+    assert all(sample.image is not None for sample in with_image), "samples without an image come last"
+    height, width = (max(sides) for sides in zip(*(sample.padded_size for sample in with_image), strict=True))
+    padded = images[0].new_zeros(len(images), 3, height, width)
+    for target, image in zip(padded, images, strict=True):
+        target[:, : image.shape[1], : image.shape[2]] = image
+    return padded
 
 
 def _join_texts(samples: Sequence[Sample]) -> Text:
     texts = [text for sample in samples for text in sample.texts]
+    ids, types, tags = (
+        torch.from_numpy(np.concatenate([getattr(text, name) for text in texts], dtype=np.int64))
+        for name in ("ids", "types", "tags")
+    )
     return Text(
         per_image=Lengths.of([len(sample.texts) for sample in samples]),
         lengths=Lengths.of([len(text) for text in texts]),
-        ids=_join_column(texts, "ids"),
-        types=_join_column(texts, "types"),
-        tags=_join_column(texts, "tags"),
+        ids=ids,
+        types=types,
+        tags=tags,
     )
 
 
-def _join_column(texts: Sequence[TextSequence], name: str) -> Tensor:
-    return torch.from_numpy(np.concatenate([getattr(text, name) for text in texts], dtype=np.int64))
-
-
 class MicrobatchSize(NamedTuple):
-    """MicrobatchSize of a microbatch.
+    """Size of a microbatch.
 
     Attributes:
         num_tokens: positions of all sequences; each has the text, all regions and [END].
@@ -106,8 +104,8 @@ class MicrobatchSize(NamedTuple):
 
     @classmethod
     def of(cls, sample: Sample) -> MicrobatchSize:
-        boxes = len(sample.boxes)
-        return cls(sum(len(text) + boxes + 1 for text in sample.texts), boxes)
+        num_boxes = len(sample.boxes)
+        return cls(sum(len(text) + num_boxes + 1 for text in sample.texts), num_boxes)
 
     def plus(self, other: MicrobatchSize) -> MicrobatchSize:
         return MicrobatchSize(self.num_tokens + other.num_tokens, self.num_regions + other.num_regions)
@@ -137,10 +135,9 @@ def split_into_microbatches(samples: Sequence[Sample], limits: MicrobatchLimits)
     total = MicrobatchSize(0, 0)
     for sample in samples:
         size = MicrobatchSize.of(sample)
-        together = total.plus(size)
-        if microbatches and limits.fits(together):
+        if microbatches and limits.fits(total.plus(size)):
             microbatches[-1].append(sample)
-            total = together
+            total = total.plus(size)
         else:
             microbatches.append([sample])
             total = size
@@ -164,8 +161,8 @@ def collate_microbatches(
 ) -> tuple[BatchT, ...]:
     """Collates samples to one or more microbatches within the limits.
 
-    Together they compute what the whole batch would. The microbatch with the first sample comes last: it always has an
-    image, and in the last backward pass of a step DDP waits for the gradient of every parameter.
+    Accumulating their gradients gives the gradient of the whole batch. The microbatch with the first sample comes last:
+    it always has an image, and in the last backward pass of a step DDP waits for the gradient of every parameter.
     """
     microbatches = split_into_microbatches(pad_to_common_size(samples), limits)
     return tuple(collate(microbatch, batch_type) for microbatch in reversed(microbatches))
@@ -189,15 +186,9 @@ class MicrobatchCollator(Generic[BatchT]):
             return samples
         if self._limits == NO_LIMITS:
             return collate(samples, self._batch_type)
-        if not self._warned:
-            self._warn(samples)
-        return collate_microbatches(samples, self._batch_type, self._limits)
-
-    def _warn(self, samples: Sequence[Sample]) -> None:
-        for sample in samples:
+        for sample in () if self._warned else samples:
             size = MicrobatchSize.of(sample)
             if not self._limits.fits(size):
-                self._warned = True
                 logger.warning(
                     "record %s: %d tokens, %d regions, above TRAIN.MAX_TOKENS %d or TRAIN.MAX_REGIONS %d: it becomes a "
                     "microbatch of its own (further records are not reported)",
@@ -205,4 +196,6 @@ class MicrobatchCollator(Generic[BatchT]):
                     *size,
                     *self._limits,
                 )
-                return
+                self._warned = True
+                break
+        return collate_microbatches(samples, self._batch_type, self._limits)

@@ -81,20 +81,19 @@ class VisualLinguisticDataset(Dataset[SampleT], ABC, Generic[SampleT]):
             self._reads += 1
             try:
                 return self.load(index, item_rng(self.seed, key.epoch, index, key.source))
-            except UserError as error:
+            except Exception as error:
                 where = f"{type(self).__name__} item {index} (record {self.record_id(index)})"
+                if not isinstance(error, UserError):
+                    raise RuntimeError(f"{where}: {type(error).__name__}: {error}") from error
                 if self.on_bad_data == "raise":
                     raise DataError(f"{where}: {error}") from error
                 self._count_failure(index, f"{where}: {error}")
-            except Exception as error:
-                where = f"{type(self).__name__} item {index} (record {self.record_id(index)})"
-                raise RuntimeError(f"{where}: {type(error).__name__}: {error}") from error
             index = (index + 1) % len(self)
 
     def _count_failure(self, index: int, message: str) -> None:
         self._failures += 1
-        judged = max(self._reads, min(len(self), MIN_READS))
-        if self._failures > MAX_BAD_FRACTION * judged:
+        num_reads = max(self._reads, min(len(self), MIN_READS))
+        if self._failures > MAX_BAD_FRACTION * num_reads:
             raise DataError(
                 f"{message}; {self._failures} of {self._reads} records were bad, more than the "
                 f"{MAX_BAD_FRACTION:.0%} that DATASET.ON_BAD_DATA: skip allows: repair the data"

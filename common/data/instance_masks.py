@@ -42,21 +42,25 @@ def instance_mask(
     return mask
 
 
-def check_polygons(polygons: Sequence[Sequence[Polygon]], objects: int) -> None:
+def check_polygons(polygons: Sequence[Sequence[Polygon]], num_objects: int) -> None:
     """Checks the polygons of all objects of an image.
 
     Raises:
         DataError: their number is wrong, or a point is not two finite numbers.
     """
-    if not isinstance(polygons, Sequence) or len(polygons) != objects:
-        given = f"of {len(polygons)} objects" if isinstance(polygons, Sequence) else type(polygons).__name__
-        raise DataError(f"polygons: {given}; expected a list with those of each of the {objects} objects")
-    for number, outlines in enumerate(polygons):
+    if not isinstance(polygons, Sequence) or len(polygons) != num_objects:
+        kind = f"of {len(polygons)} objects" if isinstance(polygons, Sequence) else type(polygons).__name__
+        raise DataError(
+            f"polygons: {kind}; expected a list with the polygons of each of the {num_objects} objects"
+        )
+    for index, outlines in enumerate(polygons):
         try:
-            points = [np.asarray(outline, dtype=np.float64) for outline in outlines if len(outline)]
+            arrays = [np.asarray(outline, dtype=np.float64) for outline in outlines if len(outline)]
         except (TypeError, ValueError):
-            points = [np.array(np.nan)]
-        if not all(one.ndim == 2 and one.shape[1] == 2 and np.isfinite(one).all() for one in points):
+            arrays = [np.array(np.nan)]
+        if not all(
+            points.ndim == 2 and points.shape[1] == 2 and np.isfinite(points).all() for points in arrays
+        ):
             raise DataError(
-                f"polygons: those of object {number} are no lists of points x, y that are finite numbers"
+                f"polygons: object {index}: expected lists of points x, y that are finite numbers"
             )

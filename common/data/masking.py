@@ -45,9 +45,11 @@ class MaskedText(NamedTuple):
 
 
 def replacement_words(tokenizer: Tokenizer) -> list[int]:
-    """Returns the ids of random replacements: all but `[PAD]` and `[unused...]`, which the reference also draws."""
+    """Returns the ids of random replacements: all but `[PAD]` and `[unused...]`. The reference draws these too."""
     return [
-        number for piece, number in tokenizer.vocab.items() if not re.fullmatch(r"\[(PAD|unused\d*)\]", piece)
+        piece_id
+        for piece, piece_id in tokenizer.vocab.items()
+        if not re.fullmatch(r"\[(PAD|unused\d*)\]", piece)
     ]
 
 
@@ -130,6 +132,5 @@ def subtract_masked_regions(whole: Tensor, features: Tensor, masked: Tensor) -> 
     num_visible = len(features) - int(masked.sum())
     if not num_visible:
         return torch.zeros_like(whole)
-    return (whole * len(features) - features[masked].sum(dim=0)) / (
-        num_visible + 1e-5
-    )  # the 1e-5 of the reference
+    # The reference adds 1e-5 to the count.
+    return (whole * len(features) - features[masked].sum(dim=0)) / (num_visible + 1e-5)

@@ -98,8 +98,7 @@ def grouped_batches(
 class EpochBatches(Sampler[list[ItemKey]]):
     """Batches of this rank in the current epoch.
 
-    Without groups, batch j of all ranks together covers a consecutive piece of the global order, and the last piece
-    is
+    Without groups, batch j of all ranks together covers a consecutive piece of the global order, and the last piece is
     split evenly. With groups, batches are formed globally and dealt round-robin.
 
     Args:
@@ -110,9 +109,9 @@ class EpochBatches(Sampler[list[ItemKey]]):
         rank: this rank.
         world_size: number of ranks.
         groups: group of every item, if a batch must not mix groups.
-        pad: repeat items (with groups: batches) from the start of the epoch if the last batch has fewer than ranks,
-            so
-            that all ranks have equally many batches. Off for evaluation: every item exactly once over all ranks.
+        pad: repeat items (with groups: batches) from the start of the epoch if the last batch has fewer items than
+            ranks, so that all ranks have equally many batches. Off for evaluation: every item exactly once over all
+            ranks.
         source: index of the dataset.
     """
 
@@ -129,9 +128,9 @@ class EpochBatches(Sampler[list[ItemKey]]):
         pad: bool = True,
         source: int = 0,
     ) -> None:
-        assert num_items > 0, "a dataset has items"
-        assert batch_size > 0, "a batch has items"
-        assert 0 <= rank < world_size, "ranks count from 0"
+        assert num_items > 0, "the dataset is empty"
+        assert batch_size > 0, "batch_size must be positive"
+        assert 0 <= rank < world_size, "rank must be in [0, world_size)"
         assert groups is None or len(groups) == num_items, "one group per item"
         self.num_items = num_items
         self.batch_size = batch_size
@@ -164,25 +163,29 @@ class EpochBatches(Sampler[list[ItemKey]]):
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[list[ItemKey]]:
         """Yields the batches of an epoch from index `start` on."""
-        pieces = self._pieces(epoch, start) if self.groups is None else self._dealt(epoch, start, self.groups)
-        for piece in pieces:
-            yield [ItemKey(epoch, index, self.source) for index in piece.tolist()]
+        if self.groups is None:
+            batches = self._consecutive_batches(epoch, start)
+        else:
+            batches = self._grouped_batches(epoch, start, self.groups)
+        for batch in batches:
+            yield [ItemKey(epoch, index, self.source) for index in batch.tolist()]
 
     def _order(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         if not self.shuffle:
             return positions
         return permutation_entries(positions, self.num_items, item_rng(self.seed, epoch, -1, self.source))
 
-    def _pieces(self, epoch: int, start: int) -> Iterator[NDArray[np.int64]]:
+    def _consecutive_batches(self, epoch: int, start: int) -> Iterator[NDArray[np.int64]]:
         total, step = self.num_items, self.batch_size * self.world_size
-        if self.pad and 0 < total % step < self.world_size:  # every rank has an item in every batch
+        if self.pad and 0 < total % step < self.world_size:
+            # Every rank needs an item in the last batch.
             total += self.world_size - total % step
         for first in range(start * step, total, step):
             positions = np.array_split(np.arange(first, min(first + step, total)), self.world_size)[self.rank]
             if len(positions):
                 yield self._order(epoch, positions % self.num_items)
 
-    def _dealt(self, epoch: int, start: int, groups: Sequence[int]) -> Iterator[NDArray[np.int64]]:
+    def _grouped_batches(self, epoch: int, start: int, groups: Sequence[int]) -> Iterator[NDArray[np.int64]]:
         order = self._order(epoch, np.arange(self.num_items))
         batches = grouped_batches(order, groups, self.batch_size)
         if self.pad:
@@ -193,19 +196,17 @@ class EpochBatches(Sampler[list[ItemKey]]):
 class JointBatches(Sampler[list[ItemKey]]):
     """Joint batches of several datasets. The first one defines the epoch.
 
-    In training the other datasets repeat in epochs of their own. Their position is a function of the number of
-    batches,
-    so that a resumed run continues all of them. In evaluation (`pad` is off) all are read once, and a batch may lack
-    a
+    In training the other datasets repeat in epochs of their own. Their position is a function of the number of batches,
+    so that a resumed run continues all of them. In evaluation (`pad` is off) all are read once, and a batch may lack a
     dataset that has ended.
 
     Args:
-        parts: the batches of each dataset, for the same rank.
+        samplers: the batches of each dataset, for the same rank.
     """
 
-    def __init__(self, parts: Sequence[EpochBatches]) -> None:
-        assert len({part.pad for part in parts}) == 1, "all parts train, or all are evaluated"
-        self.parts = parts
+    def __init__(self, samplers: Sequence[EpochBatches]) -> None:
+        assert len({sampler.pad for sampler in samplers}) == 1, "all datasets train, or all are evaluated"
+        self.samplers = samplers
         self.epoch = 0
         self.start_batch = 0
 
@@ -216,26 +217,30 @@ class JointBatches(Sampler[list[ItemKey]]):
 
     def __len__(self) -> int:
         """Number of joint batches of this rank in an epoch."""
-        return len(self.parts[0]) if self.parts[0].pad else max(map(len, self.parts))
+        return len(self.samplers[0]) if self.samplers[0].pad else max(map(len, self.samplers))
 
     def __iter__(self) -> Iterator[list[ItemKey]]:
         epoch, start = self.epoch, self.start_batch
-        steps = len(self) * epoch + start
-        first, *others = self.parts
+        num_batches = len(self) * epoch + start
+        first, *others = self.samplers
         joint: Iterator[tuple[list[ItemKey], ...]]
         if first.pad:
             joint = zip(
-                first.batches(epoch, start), *(_endless(part, steps) for part in others), strict=False
+                first.batches(epoch, start),
+                *(_endless(sampler, num_batches) for sampler in others),
+                strict=False,
             )
         else:
-            joint = itertools.zip_longest(*(part.batches(epoch, start) for part in self.parts), fillvalue=[])
+            joint = itertools.zip_longest(
+                *(sampler.batches(epoch, start) for sampler in self.samplers), fillvalue=[]
+            )
         for batches in joint:
             yield [key for batch in batches for key in batch]
 
 
-def _endless(part: EpochBatches, steps: int) -> Iterator[list[ItemKey]]:
-    """Yields the batches of pass after pass, starting `steps` batches after the first."""
-    epoch, start = divmod(steps, len(part))
+def _endless(sampler: EpochBatches, num_batches: int) -> Iterator[list[ItemKey]]:
+    """Yields the batches of epoch after epoch, without the first `num_batches`."""
+    epoch, start = divmod(num_batches, len(sampler))
     while True:
-        yield from part.batches(epoch, start)
+        yield from sampler.batches(epoch, start)
         epoch, start = epoch + 1, 0

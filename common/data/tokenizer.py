@@ -19,13 +19,8 @@ from common.errors import DataError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
-
 _CACHED_WORDS = 1 << 16
-
-
 _ASCII_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
-
-
 _IDEOGRAPHS = (
     (0x4E00, 0x9FFF),
     (0x3400, 0x4DBF),
@@ -113,7 +108,7 @@ class Tokenizer:
         if not directory.is_dir():
             raise DataError(
                 f"{path}: no such directory; NETWORK.BERT_MODEL_NAME must name a directory with vocab.txt, "
-                "to be downloaded as model/pretrained_model/PREPARE_PRETRAINED_MODELS.md says"
+                "see model/pretrained_model/PREPARE_PRETRAINED_MODELS.md"
             )
         try:
             lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -172,7 +167,7 @@ class Tokenizer:
         return self.vocab["[MASK]"]
 
     def basic(self, text: str) -> list[str]:
-        """Splits text into words: at spaces, around punctuation and CJK characters; drops control characters."""
+        """Splits text into words at spaces and around punctuation and CJK characters, and drops control characters."""
         words = text.translate(self._clean).split()
         return [part for word in words for part in self._split_word(word)]
 
@@ -182,13 +177,13 @@ class Tokenizer:
 
     def ids(self, text: str) -> list[int]:
         """Returns the ids of the word pieces."""
-        return [number for word in self.basic(text) for number in self._pieces(word)[1]]
+        return [piece_id for word in self.basic(text) for piece_id in self._pieces(word)[1]]
 
     def swap_left_right(self, ids: Sequence[int]) -> list[int]:
         """Swaps the pieces `left` and `right`, for a flipped image."""
         left, right = (self.vocab.get(word, self.unk_id) for word in ("left", "right"))
         swapped = {left: right, right: left}
-        return [swapped.get(number, number) if number != self.unk_id else number for number in ids]
+        return [swapped.get(piece, piece) if piece != self.unk_id else piece for piece in ids]
 
     def word_pieces(self, word: str) -> tuple[str, ...]:
         """Returns the pieces of a word of `basic`: longest match first, or the unknown token."""

@@ -43,14 +43,14 @@ def test_boxes_without_area_are_harmless():
 @pytest.mark.parametrize(
     ("polygons", "message"),
     [
-        ([[]], "polygons: of 1 objects; expected a list with those of each of the 2 objects"),
+        ([[]], "polygons: of 1 objects; expected a list with the polygons of each of the 2 objects"),
         (None, "polygons: NoneType; expected a list"),
-        ([[], [[(1, 2), (3, float("nan"))]]], "polygons: those of object 1 are no lists of points"),
-        ([[[(1, 2, 3)]], []], "polygons: those of object 0 "),
-        ([[[1, 2]], []], "polygons: those of object 0 "),
-        ([["ab"], []], "polygons: those of object 0 "),
-        ([3, []], "polygons: those of object 0 "),
-        ([[[(1, 2), (3,)]], []], "polygons: those of object 0 "),
+        ([[], [[(1, 2), (3, float("nan"))]]], "polygons: object 1: expected lists of points"),
+        ([[[(1, 2, 3)]], []], "polygons: object 0: "),
+        ([[[1, 2]], []], "polygons: object 0: "),
+        ([["ab"], []], "polygons: object 0: "),
+        ([3, []], "polygons: object 0: "),
+        ([[[(1, 2), (3,)]], []], "polygons: object 0: "),
     ],
 )
 def test_wrong_polygons(polygons, message):
