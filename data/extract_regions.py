@@ -1,8 +1,8 @@
-"""Makes region files (boxes, classes, features) for a folder of pictures.
+"""Computes region files (boxes, classes, features) for a folder of images.
 
 Usage: `python -m data.extract_regions IMAGES --out FOLDER_OR_FILE.packed` with `--weights RESNET_FILE`, or with
-`--cfg YAML --ckpt CHECKPOINT`; boxes come from `--boxes FILE` or from `--detector NAME --detector-weights FILE`. Killed
-and started again with the same arguments, it continues. Pictures are only read.
+`--cfg YAML --ckpt CHECKPOINT`; boxes come from `--boxes FILE` or from `--detector NAME --detector-weights FILE`. An
+interrupted run continues with the same command. Images are never changed.
 """
 
 from __future__ import annotations
@@ -44,20 +44,25 @@ def command_line() -> argparse.ArgumentParser:
     """Returns the parser of the command."""
     flags = parser((__doc__ or "").splitlines()[0])
     add = flags.add_argument
-    add("images", metavar="IMAGES", help="folder, zip archive, or place in one (x.zip@/inner)")
+    add("images", metavar="IMAGES", help="folder, zip archive, or location in one (x.zip@/inner)")
     add("--out", required=True, type=Path, help="folder of json files; or packed file, which ends in .packed")
-    add("--weights", metavar="FILE", help="ResNet that computes the features; --cfg describes an unusual one")
-    add("--cfg", help="yaml file of the model whose region branch computes them")
+    add("--weights", metavar="FILE", help="ResNet weights for the features; --cfg describes an unusual model")
+    add("--cfg", help="yaml file of the model whose region branch computes the features")
     add("--ckpt", metavar="FILE", help="its checkpoint")
     add_box_flags(flags)
-    add("--classes", action="store_true", help="also class scores, 81 columns, for pre-training")
+    add("--classes", action="store_true", help="also write class scores, 81 columns, for pre-training")
     add(
         "--names",
         choices=("stem", "number"),
         default="stem",
-        help="region files are named like the picture, or by the number that its name ends in, as VQA needs it",
+        help="name region files after the image, or after the number at the end of its name, as VQA needs it",
     )
-    add("--dtype", choices=("float32", "float16"), default="float32", help="of features in a packed file")
+    add(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="dtype of features in a packed file",
+    )
     add("--device", help="cpu, cuda or cuda:N (default: all GPUs, if any)")
     add(
         "--processes",
@@ -71,32 +76,34 @@ def command_line() -> argparse.ArgumentParser:
         type=int,
         default=4,
         metavar="N",
-        help="pictures that a process takes at once, on a GPU in one batch (default: %(default)s)",
+        help="images that a process gets at a time (default: %(default)s)",
     )
-    add("--on-bad", choices=("raise", "skip"), default="raise", help="what to do with a broken picture")
+    add("--on-bad", choices=("raise", "skip"), default="raise", help="what to do with an invalid image")
     return flags
 
 
 def _check(args: argparse.Namespace) -> None:
     check_box_flags(args)
     if bool(args.weights) == bool(args.ckpt):
-        raise UsageError("give --weights FILE, or --cfg YAML with --ckpt FILE: what computes the features")
+        raise UsageError("give --weights FILE, or --cfg YAML with --ckpt FILE, for the features")
     if args.ckpt and not args.cfg:
-        raise UsageError("--ckpt: needs --cfg, the yaml file of its model")
+        raise UsageError("--ckpt: needs --cfg, the yaml file of the model")
     if args.set and not args.cfg:
         raise UsageError("--set: needs --cfg, the yaml file that it changes")
     for flag, least in (("processes", 0), ("batch_size", 1)):
         if getattr(args, flag) < least:
             raise UsageError(f"--{flag.replace('_', '-')}: {getattr(args, flag)}: must be at least {least}")
     if args.dtype != "float32" and not is_packed(args.out):
-        raise UsageError(f"--dtype {args.dtype}: json files are float32; name a file that ends in .packed")
+        raise UsageError(
+            f"--dtype {args.dtype}: json files are float32; use a file name that ends in .packed"
+        )
 
 
-def _devices(args: argparse.Namespace, pictures: int) -> list[torch.device]:
+def _devices(args: argparse.Namespace, images: int) -> list[torch.device]:
     """Returns the device of each process."""
     device = device_of(args.device)
     if device.type == "cpu":
-        worth_it = min(torch.get_num_threads(), 8, pictures // 8)
+        worth_it = min(torch.get_num_threads(), 8, images // 8)
         return [device] * (args.processes or max(worth_it, 1))
     if device.index is not None:
         return [device] * max(args.processes, 1)
@@ -132,20 +139,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     args = command_line().parse_args(arguments)
     _check(args)
-    pictures = list_images(args.images, by_number=args.names == "number")
-    boxes = boxes_from_flags(args, len(pictures))
+    images = list_images(args.images, by_number=args.names == "number")
+    boxes = boxes_from_flags(args, len(images))
     config = vl_bert.read_config(args.cfg, args.set) if args.cfg else None
     recipe = Recipe(_extractor(args, config), _finder(args), args.classes)
-    devices = _devices(args, len(pictures))
-    torch.set_num_threads(1)  # last bits depend on it
-    # What is wrong with a network is said before anything else is, or is written.
+    devices = _devices(args, len(images))
+    torch.set_num_threads(1)  # the last bits of features depend on it
+    # Build the models once here, so that their errors show before anything is written.
     width = recipe.build_extractor(torch.device("cpu")).feature_dim
     if recipe.build_detector is not None:
         recipe.build_detector(torch.device("cpu"))
     if recipe.build_detector is silent_grid:
         warn_grid()
     work = Extraction(
-        pictures,
+        images,
         boxes,
         recipe,
         devices,
@@ -155,8 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments=_arguments(args, config),
     )
     packed = is_packed(args.out)
-    left_out = work.to_packed_file(args.out, args.dtype, width) if packed else work.to_folder(args.out)
-    logger.info("%s: %d pictures, %d left out", args.out, len(pictures) - left_out, left_out)
+    num_skipped = work.to_packed_file(args.out, args.dtype, width) if packed else work.to_folder(args.out)
+    logger.info("%s: %d images, %d skipped", args.out, len(images) - num_skipped, num_skipped)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ class PretrainConfig(ExperimentConfig):
 
     @property
     def datasets(self) -> tuple[PretrainDatasetConfig, ...]:
-        """The `DATASET` sections: pictures with captions, then texts."""
+        """The `DATASET` sections: images with captions, then texts."""
         return self.DATASET if isinstance(self.DATASET, tuple) else (self.DATASET,)
 
     @property

@@ -118,7 +118,7 @@ class RefCOCOConfig(ExperimentConfig):
             (
                 self.TEST.FLIP_PROB > 0,
                 "TEST.FLIP_PROB",
-                "must be 0: the boxes of the result belong to the picture as it is",
+                "must be 0: result boxes refer to the image without flipping",
             ),
             (
                 network.IMAGE_FEAT_PRECOMPUTED,

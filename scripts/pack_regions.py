@@ -1,8 +1,8 @@
-"""Packs region files, one json per picture, into one file that is read many times faster.
+"""Packs region files, one json per image, into one file that is many times faster to read.
 
 Usage: `python scripts/pack_regions.py FOLDER_OR_ZIP [more] --out FILE [--dtype float16] [--classes]
-[--feature-dim N] [--on-bad skip]`. Name the file in `DATASET.PACKED_REGIONS`. Killed and started again with the same
-arguments, it continues; until the end the work lies in `FILE.partial`. Sources are only read.
+[--feature-dim N] [--on-bad skip]`. Name the file in `DATASET.PACKED_REGIONS`. An interrupted run continues with
+the same command; until it ends, records are in `FILE.partial`. Sources are never changed.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ logger = logging.getLogger(__name__)
 
 
 def region_files(sources: Sequence[str]) -> dict[str, str]:
-    """Returns the path of every region file by the id of its picture.
+    """Returns the path of every region file by image id.
 
     Args:
-        sources: folders, archives, places in archives (`x.zip@/inner`).
+        sources: folders, archives, locations in archives (`x.zip@/inner`).
 
     Raises:
-        DataError: a source is missing, damaged or without json files.
-        UsageError: two files are of the same picture.
+        DataError: a source is missing, damaged or has no json files.
+        UsageError: two files have the same image id.
     """
-    places = [f"{source}@/" if source.endswith(".zip") else source for source in sources]
-    Store(places)
+    roots = [f"{source}@/" if source.endswith(".zip") else source for source in sources]
+    Store(roots)
     files: dict[str, str] = {}
-    for place in places:
+    for root in roots:
         empty = True
-        for name, path in files_in(place, [".json"]):
+        for name, path in files_in(root, [".json"]):
             key, empty = PurePosixPath(name).stem, False
             if key in files:
                 raise UsageError(f"{path} and {files[key]} have the same id; pack them into two files")
             files[key] = path
         if empty:
-            raise DataError(f"{place}: has no json files; expected one for each picture")
+            raise DataError(f"{root}: has no json files; expected one for each image")
     return files
 
 
@@ -56,33 +56,33 @@ def pack(sources: Sequence[str], out: Path, header: PackedHeader, *, skip_bad: b
     """Packs region files into `out`, which appears complete or not at all.
 
     Args:
-        sources: folders, archives, places in archives.
-        out: file to make; `{out}.partial` is the work, continued where it is there.
-        header: data type, feature width, with or without class scores.
-        skip_bad: leave a file out that cannot be used, and count it.
+        sources: folders, archives, locations in archives.
+        out: output file; `{out}.partial` holds an unfinished one.
+        header: dtype, feature width, with or without class scores.
+        skip_bad: skip and count invalid files.
 
     Raises:
-        UsageError: `out` is there already, or the arguments do not fit together.
-        DataError: a source or a region file cannot be used, or `out` cannot be written.
+        UsageError: `out` already exists, or was started with other arguments.
+        DataError: a source or a region file is invalid, or `out` cannot be written.
     """
     files = region_files(sources)
     header = header.model_copy(update={"sources": tuple(sorted({source_name(source) for source in sources}))})
     with packed_file(out, header) as writer:
-        left_out = _add_all(writer, files, header, skip_bad=skip_bad)
+        num_skipped = _add_all(writer, files, header, skip_bad=skip_bad)
         if not writer.offsets:
             raise DataError(f"{', '.join(sources)}: none of {len(files)} region files can be used")
-        writer.finish(left_out)
+        writer.finish(num_skipped)
     logger.info(
-        "%s: %d pictures, %d left out, %d bytes", out, len(writer.offsets), left_out, out.stat().st_size
+        "%s: %d images, %d skipped, %d bytes", out, len(writer.offsets), num_skipped, out.stat().st_size
     )
 
 
 def _add_all(writer: PackedWriter, files: Mapping[str, str], header: PackedHeader, *, skip_bad: bool) -> int:
-    """Packs what is not packed yet; returns how many files were left out."""
+    """Packs files that are not packed yet; returns the number of skipped files."""
     if gone := writer.offsets.keys() - files.keys():
-        raise UsageError(f"the partial file holds {min(gone)}, which no source has any more; remove it")
+        raise UsageError(f"the partial file holds {min(gone)}, which no source contains; remove it")
     store = Store()
-    left_out = 0
+    num_skipped = 0
     for key in track([key for key in files if key not in writer.offsets], unit="image"):
         path = files[key]
         try:
@@ -94,28 +94,33 @@ def _add_all(writer: PackedWriter, files: Mapping[str, str], header: PackedHeade
         except (DataError, ValueError) as error:
             message = str(error) if isinstance(error, DataError) else f"{path}: {error}"
             if not skip_bad:
-                raise DataError(f"{message} (--on-bad skip leaves such files out)") from error
-            logger.warning("left out: %s", message)
-            left_out += 1
-    return left_out
+                raise DataError(f"{message} (--on-bad skip skips such files)") from error
+            logger.warning("skipped: %s", message)
+            num_skipped += 1
+    return num_skipped
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("sources", nargs="+", metavar="FOLDER_OR_ZIP", help="where the json files are")
     parser.add_argument(
-        "--out", required=True, type=Path, help="file to make; one that is there is never touched"
+        "sources", nargs="+", metavar="FOLDER_OR_ZIP", help="folders or archives of json files"
     )
     parser.add_argument(
-        "--dtype", choices=("float32", "float16"), default="float32", help="of features and scores"
+        "--out", required=True, type=Path, help="output file; an existing one is never changed"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="dtype of features and class scores",
     )
     parser.add_argument("--classes", action="store_true", help="also pack class scores, for pre-training")
     parser.add_argument(
         "--feature-dim", type=int, default=2048, help="width of a feature (default: %(default)s)"
     )
     parser.add_argument(
-        "--on-bad", choices=("raise", "skip"), default="raise", help="what to do with a broken file"
+        "--on-bad", choices=("raise", "skip"), default="raise", help="what to do with an invalid file"
     )
     given = parser.parse_args(arguments)
     header = PackedHeader(dtype=given.dtype, feature_dim=given.feature_dim, classes=given.classes)

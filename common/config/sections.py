@@ -200,7 +200,7 @@ class VLBertConfig(Section):
     visual_scale_object_init: Number = 0.0
     """The same for regions."""
     visual_ln: bool = False
-    """Normalise visual embeddings with LayerNorm, not with a scalar scale."""
+    """Normalize visual embeddings with LayerNorm, not with a scalar scale."""
     object_word_embed_mode: OneToThree = 2
     """Linguistic embedding of a region: 1 = one of 81 classes, 2 = one for all, 3 = mean of the words
     that name it. VQA needs 2.
@@ -245,7 +245,7 @@ class NetworkConfig(Section):
     IMAGE_FROZEN_BACKBONE_STAGES: Stages = (1, 2)
     """ResNet stages that are not trained: 1 = first convolution, 2 to 4 = trunk, 5 = region head."""
     IMAGE_FROZEN_BN: bool = True
-    """Freeze batch normalisation, parameters and statistics."""
+    """Freeze batch normalization, parameters and statistics."""
     IMAGE_FINAL_DIM: Positive = 512
     """Width of a region's representation; equals VLBERT.visual_size."""
     IMAGE_SEMANTIC: bool = False
@@ -358,10 +358,10 @@ class TrainConfig(LoopConfig):
     MAX_TOKENS: Natural = 0
     """A micro-batch whose sequences (text, regions and [END]; VCR has four per sample) are together longer goes
     through the model in parts that are not, one after the other. What is learnt stays the same, but for the
-    numbers that dropout draws and batch normalisation that is not frozen. 0: no limit. New key.
+    dropout masks and trainable batch normalization. 0: no limit. New key.
     """
     MAX_REGIONS: Natural = 0
-    """The same for the boxes of its pictures. New key."""
+    """The same for the boxes of its images. New key."""
     DRY_RUN: Literal["auto", "always", "never"] = "auto"
     """Before the first step, run the largest batch that samples of the data can make forward and backward, so
     that memory runs out then or not at all; auto: on a GPU. It changes no result. New key.
@@ -414,7 +414,7 @@ class TrainConfig(LoopConfig):
 
     @property
     def resumable(self) -> bool:
-        """Whether a run that is stopped and started again goes on where it was."""
+        """Whether the same command resumes a stopped run."""
         return self.AUTO_RESUME or self.RESUME
 
 

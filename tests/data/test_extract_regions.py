@@ -281,7 +281,7 @@ def test_pictures_of_all_kinds(checkpoint, tmp_path, caplog):
         (
             ["--dtype", "float16"],
             2,
-            "--dtype float16: json files are float32; name a file that ends in .packed",
+            "--dtype float16: json files are float32; use a file name that ends in .packed",
         ),
         (["--batch-size", "0"], 2, "--batch-size: 0: must be at least 1"),
         (["--processes", "-1"], 2, "--processes: -1: must be at least 0"),

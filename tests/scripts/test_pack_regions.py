@@ -71,7 +71,7 @@ def test_packs_folders_and_archives(tmp_path, folder, caplog):
     header = packed.header
     assert (header.sources, header.count, header.columns, header.dtype) == (("more", "set"), 8, 3, "float32")
     assert not (tmp_path / "out.partial").exists()
-    assert caplog.messages[-1].startswith(f"{out}: 8 pictures, 0 left out, ")
+    assert caplog.messages[-1].startswith(f"{out}: 8 images, 0 skipped, ")
     run(f"{archive}@/in", "--out", tmp_path / "in", "--dtype", "float16")
     assert numbers(tmp_path / "in", [77]) == [77]
     assert PackedRegions(str(tmp_path / "in")).header.count == 1
@@ -91,9 +91,9 @@ def test_a_broken_file_names_itself_or_is_left_out(tmp_path, folder, caplog):
         run(folder, "--out", out, "--dtype", "float16")
     assert not out.exists()
     run(folder, "--out", out, "--dtype", "float16", "--on-bad", "skip")
-    assert [message for message in caplog.messages if message.startswith("left out")] == [
-        f"left out: {folder}/2.json: expected json in UTF-8, but it is empty",
-        f"left out: {folder}/4.json: holds numbers too large for torch.float16; pack as float32",
+    assert [message for message in caplog.messages if message.startswith("skipped")] == [
+        f"skipped: {folder}/2.json: expected json in UTF-8, but it is empty",
+        f"skipped: {folder}/4.json: holds numbers too large for torch.float16; pack as float32",
     ]
     assert numbers(out, [0, 1, 3, 5]) == [0, 1, 3, 5]
     assert PackedRegions(str(out)).header.left_out == 2
@@ -221,7 +221,7 @@ def test_a_partial_file_of_something_else_is_kept(tmp_path, folder):
     with pytest.raises(UsageError, match=r"out: was started with other arguments: --dtype; use"):
         run(folder, "--out", out, "--dtype", "float16")
     (folder / "2.json").unlink()
-    with pytest.raises(UsageError, match="holds 2, which no source has any more"):
+    with pytest.raises(UsageError, match="holds 2, which no source contains"):
         run(folder, "--out", out)
     with FileLock(f"{partial}.lock"), pytest.raises(UsageError, match="another process is writing"):
         run(folder, "--out", out)

@@ -91,7 +91,7 @@ def scan_lines(
 
     Args:
         file: opened in bytes, at its begin.
-        progress: is told the number of bytes of every chunk.
+        progress: called with the number of bytes of every chunk.
         chunk_bytes: what is read at once; lines may be longer.
     """
     starts: list[NDArray[np.int64]] = []
@@ -201,7 +201,7 @@ class LineIndex(IndexedFile[LineTable]):
                 yield line
 
     def _block(self, block: int) -> list[tuple[int, bytes]]:
-        """Reads up to 32 lines; with each, how many lines of any kind stand before it in the block."""
+        """Reads up to 32 lines, each with the number of lines before it in the block."""
         start, end = self._table.starts[block : block + 2].tolist()
         try:
             descriptor = self._descriptor()

@@ -120,7 +120,7 @@ def test_frequencies_of_regions():
 
 
 def one_by_one(text, boxes, limit):
-    """Data spec 3.8 as it is told."""
+    """Remove one token or box at a time from the longer of the two until both fit."""
     while text + boxes > limit and min(text, boxes) > 0:
         if boxes > text:
             boxes -= 1
