@@ -1,6 +1,6 @@
-"""The batches of workloads.json: models of real size with random weights, random inputs with fixed row lengths.
+"""The workloads of `workloads.json`: models of full size with random weights, and random batches of fixed row lengths.
 
-No file of `data/` or `model/` is read.
+Nothing is read from `data/` or `model/`.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ Workload = Mapping[str, Any]
 
 
 class Case(NamedTuple):
-    """What a step needs."""
+    """Task, model and batch of a benchmark step."""
 
     task: Task[Any, Any, Any]
     model: nn.Module
     batch: Batch
 
 
-class Inputs:
-    """Draws the random parts of a batch.
+class RandomInputs:
+    """Draws random samples.
 
     Args:
-        vocab_size: rows of the word table.
+        vocab_size: number of word pieces.
     """
 
     def __init__(self, vocab_size: int) -> None:
@@ -63,23 +63,23 @@ class Inputs:
         self.vocab_size = vocab_size
 
     def boxes(self, width: int, height: int, count: int) -> torch.Tensor:
-        """(count + 1, 4) float32: the whole image, then random boxes inside it."""
+        """Returns (count + 1, 4) float32: the whole image, then random boxes inside it."""
         corners = self.rng.uniform(0, 1, (count, 2, 2)) * (width - 1, height - 1)
         corners.sort(axis=1)
         whole = [[0, 0, width - 1, height - 1]]
         return torch.from_numpy(np.concatenate([whole, corners.reshape(count, 4)])).float()
 
-    def text(self, parts: Sequence[int], num_boxes: int = 1) -> TextSequence:
-        """`[CLS] part [SEP] part [SEP]` ... of the given lengths with random words, each about a random box."""
-        size = sum(parts) + len(parts) + 1
+    def text(self, lengths: Sequence[int], num_boxes: int = 1) -> TextSequence:
+        """Returns `[CLS] ... [SEP] ... [SEP]`, texts of these lengths with random words and box tags."""
+        size = sum(lengths) + len(lengths) + 1
         return TextSequence(
             ids=self.rng.integers(1, self.vocab_size, size),
-            types=(np.arange(size) >= parts[0] + 2).astype(np.int64),
+            types=(np.arange(size) >= lengths[0] + 2).astype(np.int64),
             tags=self.rng.integers(0, num_boxes, size),
         )
 
     def fields(self, index: int, size: tuple[int, int], count: int, *, pixels: bool) -> dict[str, Any]:
-        """What samples of all tasks share, for a picture of (width, height) with `count` boxes."""
+        """Returns the fields that all samples have, for an image of (width, height) with `count` boxes."""
         width, height = size
         image = self.rng.integers(0, 256, (3, height, width), dtype=np.uint8) if pixels else None
         return {
@@ -93,9 +93,9 @@ class Inputs:
 
 
 def vcr_case(workload: Workload) -> Case:
-    """Pictures on the fixed padded_size, four answers per question."""
+    """Pixels, padded to a fixed size; four answers per question."""
     config = load_config(VCRConfig, ROOT / "cfgs" / workload["cfg"])
-    inputs, mask = Inputs(config.NETWORK.VLBERT.vocab_size), config.DATASET.MASK_SIZE
+    inputs, mask = RandomInputs(config.NETWORK.VLBERT.vocab_size), config.DATASET.MASK_SIZE
     samples = []
     for index, (size, count) in enumerate(zip(workload["images"], workload["objects"], strict=True)):
         question = workload["question_tokens"][index]
@@ -111,15 +111,15 @@ def vcr_case(workload: Workload) -> Case:
                 label=torch.tensor(index % 4),
             )
         )
-    # Not `task.build_model`, which opens a vocabulary to learn these two ids.
+    # `task.build_model` would read a vocabulary to get the ids of [CLS] and [SEP].
     model = VCRModel.from_config(config, special_ids=(101, 102))
     return Case(VCRTask(config), model, collate(samples, VCRBatch))
 
 
 def vqa_case(workload: Workload) -> Case:
-    """Precomputed regions, one question per picture."""
+    """Precomputed features, one question per image."""
     config = load_config(VQAConfig, ROOT / "cfgs" / workload["cfg"])
-    inputs = Inputs(config.NETWORK.VLBERT.vocab_size)
+    inputs = RandomInputs(config.NETWORK.VLBERT.vocab_size)
     rows = zip(workload["question_tokens"], workload["regions"], strict=True)
     samples = [
         VQASample(
@@ -134,9 +134,9 @@ def vqa_case(workload: Workload) -> Case:
 
 
 def refcoco_case(workload: Workload) -> Case:
-    """Pixels, one expression per picture."""
+    """Pixels, one expression per image."""
     config = load_config(RefCOCOConfig, ROOT / "cfgs" / workload["cfg"])
-    inputs = Inputs(config.NETWORK.VLBERT.vocab_size)
+    inputs = RandomInputs(config.NETWORK.VLBERT.vocab_size)
     rows = zip(workload["images"], workload["regions"], workload["expression_tokens"], strict=True)
     samples = [
         RefCOCOSample(
@@ -154,9 +154,9 @@ def refcoco_case(workload: Workload) -> Case:
 
 
 def pretrain_case(workload: Workload) -> Case:
-    """Captions with pictures or precomputed regions, and behind them the texts of a corpus."""
+    """Captions with pixels or precomputed features, followed by texts of a corpus."""
     config = load_config(PretrainConfig, ROOT / "cfgs" / workload["cfg"])
-    inputs = Inputs(config.NETWORK.VLBERT.vocab_size)
+    inputs = RandomInputs(config.NETWORK.VLBERT.vocab_size)
     rows = [
         truncated_lengths(words, regions + 1, config.datasets[0].SEQ_LEN)
         for words, regions in zip(workload["caption_tokens"], workload["regions"], strict=True)
@@ -170,26 +170,26 @@ def pretrain_case(workload: Workload) -> Case:
 
 
 def _pretrain_sample(
-    workload: Workload, inputs: Inputs, index: int, classes: int, words: int, boxes: int
+    workload: Workload, inputs: RandomInputs, index: int, classes: int, words: int, boxes: int
 ) -> PretrainSample:
-    """A caption of `words` tokens with `boxes` boxes, the whole image among them; a text alone without any."""
-    sizes, share = workload.get("images"), workload["label_fraction"]
+    """Returns a caption of `words` tokens with `boxes` boxes, including the whole image; a text alone if 0."""
+    sizes, label_fraction = workload.get("images"), workload["label_fraction"]
     size = sizes[index] if sizes and boxes else (1000, 600)
     fields = inputs.fields(index, size, max(boxes - 1, 0), pixels=bool(sizes and boxes))
-    fields["boxes"] = places = fields["boxes"][:boxes]
-    masked, hidden = (1 + torch.arange(round(share * count)) for count in (words, boxes))
+    fields["boxes"] = fields["boxes"][:boxes]
+    token_index, region_index = (1 + torch.arange(round(label_fraction * count)) for count in (words, boxes))
     text = inputs.text((words - 2,))
     return PretrainSample(
         **fields,
         texts=(dataclasses.replace(text, types=np.zeros_like(text.types), tags=np.zeros_like(text.tags)),),
         box_features=None if sizes else torch.from_numpy(inputs.rng.random((boxes, 2048), dtype=np.float32)),
         relationship=torch.ones(int(boxes > 0), dtype=torch.int64),
-        masked_token_index=masked,
-        word_labels=torch.from_numpy(text.ids)[masked],
-        masked_region_index=hidden,
-        region_labels=torch.full((len(hidden), classes), 1 / classes),
-        masked_regions=torch.isin(torch.arange(boxes), hidden),
-        masked_pixel_boxes=places[hidden].long() if sizes else None,
+        masked_token_index=token_index,
+        word_labels=torch.from_numpy(text.ids)[token_index],
+        masked_region_index=region_index,
+        region_labels=torch.full((len(region_index), classes), 1 / classes),
+        masked_regions=torch.isin(torch.arange(boxes), region_index),
+        masked_pixel_boxes=fields["boxes"][region_index].long() if sizes else None,
     )
 
 
@@ -199,4 +199,4 @@ CASES: dict[str, Callable[[Workload], Case]] = {
     "refcoco": refcoco_case,
     "pretrain": pretrain_case,
 }
-"""How to make the batch of each task."""
+"""Builds the case of a workload, by task."""

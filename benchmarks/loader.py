@@ -1,7 +1,7 @@
-"""Speed of the data path: reading, decoding, tokenising, masks, transforms, collation.
+"""Throughput of the data loader: reading, decoding, tokenization, masks, resizing and collation.
 
-`python -m benchmarks.loader` reads the training split of a VCR yaml file, by default that of the toy world, as
-a training does: once in the main process and once with two workers.
+`python -m benchmarks.loader` reads the training split of a VCR yaml file, by default the toy data, as training does:
+once in the main process and once with two workers.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from vcr.task import VCRTask
 
 
 def measure(cfg: str, overrides: list[str], workers: int, num_batches: int) -> dict[str, str | float]:
-    """Reads `num_batches` batches and times all but the first, which waits for the workers to start."""
+    """Reads `num_batches` batches and times all but the first, which includes the start of the workers."""
     config = load_config(VCRConfig, cfg, [*overrides, f"NUM_WORKERS_PER_GPU={workers}"])
     batches = iter(
         itertools.islice(epoch_batches(build_dataloader(VCRTask(config), "train"), epoch=0), num_batches)
     )
     next(batches)
     samples = tokens = regions = 0
-    began = time.perf_counter()
+    start = time.perf_counter()
     for batch in batches:
         samples += batch.num_samples
         tokens += batch.text.lengths.total
         regions += batch.num_boxes.total
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     return {
         "workers": workers,
         "samples": samples,
@@ -46,7 +46,6 @@ def measure(cfg: str, overrides: list[str], workers: int, num_batches: int) -> d
 
 
 def main() -> None:
-    """Measures each number of workers."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,12 +53,10 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="as in training")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="default 0 2")
     parser.add_argument("--batches", type=int, default=100, help="batches to read (default %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
-    arguments = parser.parse_args()
-    rows = [
-        measure(arguments.cfg, arguments.set, workers, arguments.batches) for workers in arguments.workers
-    ]
-    publish(rows, arguments.json, machine=machine())
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
+    args = parser.parse_args()
+    rows = [measure(args.cfg, args.set, workers, args.batches) for workers in args.workers]
+    publish(rows, args.json, machine=machine())
 
 
 if __name__ == "__main__":

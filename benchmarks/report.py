@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine they ran on, a table on the screen, a JSON file."""
+"""Reports of benchmarks: the machine, a table on the screen, and a JSON file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Row = Mapping[str, str | float]
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """What the numbers depend on besides the code."""
+    """Returns what the numbers depend on besides the code."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -26,7 +26,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Lays out rows of equal keys in columns: text to the left, numbers with four digits to the right."""
+    """Formats rows with equal keys: text is left-aligned, numbers are right-aligned with four digits."""
     if not rows:
         return ""
     columns = []
@@ -45,7 +45,7 @@ def _cell(value: str | float) -> str:
 
 
 def publish(rows: Sequence[Row], path: Path | None, **more: Any) -> None:
-    """Prints the table, and writes rows and `more` to `path` as JSON when it is given."""
+    """Prints `more` and a table of rows, and writes both to `path` as JSON."""
     for key, value in more.items():
         if value:
             print(f"{key.replace('_', ' ')}: {json.dumps(value) if isinstance(value, dict) else value}")

@@ -1,8 +1,8 @@
-"""Cost of a training step (forward, backward, no optimizer) at real model sizes, beside reference numbers.
+"""Cost of forward and backward passes at full model size, compared with the reference.
 
-`python -m benchmarks.step --workload vcr_base_q2a`; without `--workload`, all. The model of the workload's
-yaml file gets random weights and a random batch with the row lengths of workloads.json; nothing of `data/` or
-`model/` is read. Each workload runs in a fresh process, so that its peak memory is its own.
+`python -m benchmarks.step --workload vcr_base_q2a`; all workloads by default. The model of the workload's yaml file has
+random weights, and the batch is random with the row lengths of `workloads.json`; nothing is read from `data/` or
+`model/`. Each workload runs in its own process, so that peak memory is measured separately.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from common.training.task import Task
 
 
 def memory_mb(device: torch.device, peak: bool) -> float:
-    """Memory allocated on a CUDA device, now or at its peak; on a CPU, the peak of the resident memory."""
+    """Returns the memory allocated on a CUDA device, current or peak; on a CPU, the peak resident memory."""
     if device.type == "cuda":
         return (torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated)(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def measure(name: str, device_name: str, steps: int, fp16: bool) -> dict[str, str | float]:
-    """Runs one workload in this process: one step to warm up, `steps` timed ones, one to count operations."""
+    """Runs one workload in this process: a warm-up step, `steps` timed steps, and a step that counts FLOPs."""
     workload = WORKLOADS[name]
     device = torch.device(device_name)
     torch.manual_seed(0)
@@ -44,10 +44,10 @@ def measure(name: str, device_name: str, steps: int, fp16: bool) -> dict[str, st
     precision = Precision(device, "fp16" if fp16 else "fp32")
     before = memory_mb(device, peak=False)
     step(task, model, batch, precision)
-    began = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(steps):
         step(task, model, batch, precision)
-    seconds = (time.perf_counter() - began) / steps
+    seconds = (time.perf_counter() - start) / steps
     peak = memory_mb(device, peak=True)
     with FlopCounterMode(display=False) as counter:
         step(task, model, batch, precision)
@@ -63,13 +63,13 @@ def measure(name: str, device_name: str, steps: int, fp16: bool) -> dict[str, st
         "regions/s": batch.num_boxes.total / seconds,
         "MB before": before,
         "peak MB": peak,
-        # The reference's figure is the memory of a process on a CPU.
+        # The reference was measured on a CPU.
         "peak of reference": peak / reference["peak_rss_mb"] if device.type == "cpu" else math.nan,
     }
 
 
 def step(task: Task[Any, Any, Any], model: nn.Module, batch: Batch, precision: Precision) -> None:
-    """Forward, weighted losses, backward; waits for the device."""
+    """Runs forward, losses and backward, and synchronizes the device."""
     model.zero_grad()
     with precision.autocast():
         losses = task.losses(model(batch), batch)
@@ -78,31 +78,27 @@ def step(task: Task[Any, Any, Any], model: nn.Module, batch: Batch, precision: P
         torch.cuda.synchronize(batch.index.device)
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Reads the command line."""
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workload", nargs="+", default=["all"], choices=["all", *WORKLOADS], metavar="NAME")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
-    parser.add_argument("--steps", type=int, default=2, help="timed steps, after one to warm up (default 2)")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps after a warm-up step (default 2)")
     parser.add_argument(
         "--fp16", action="store_true", help="half precision, as TRAIN.FP16 (bfloat16 on a CPU)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Measures the chosen workloads."""
-    arguments = parse_arguments()
+    args = parse_args()
     rows: list[Row] = []
-    for name in list(WORKLOADS) if "all" in arguments.workload else arguments.workload:
+    for name in list(WORKLOADS) if "all" in args.workload else args.workload:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            rows.append(
-                pool.submit(measure, name, arguments.device, arguments.steps, arguments.fp16).result()
-            )
-    publish(rows, arguments.json, machine=machine(arguments.device))
+            rows.append(pool.submit(measure, name, args.device, args.steps, args.fp16).result())
+    publish(rows, args.json, machine=machine(args.device))
 
 
 if __name__ == "__main__":

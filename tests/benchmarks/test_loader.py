@@ -8,7 +8,7 @@ from scripts.make_toy_data import ToyWorld, make_toy_data
 pytestmark = pytest.mark.integration
 
 
-def test_measures_the_data_path(tmp_path):
+def test_loader_measures_throughput(tmp_path):
     make_toy_data(tmp_path / "toy", ToyWorld(tasks=("vcr",), train=12, val=1, test=1))
     overrides = [
         f"DATASET.DATASET_PATH={tmp_path}/toy/vcr",

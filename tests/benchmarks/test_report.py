@@ -14,7 +14,7 @@ def test_table_aligns_columns():
     assert report.table([]) == ""
 
 
-def test_further_facts_are_said(tmp_path, capsys):
+def test_publish_prints_and_writes_other_values(tmp_path, capsys):
     report.publish([], tmp_path / "out.json", machine={"cores": 2}, left_out=["vqa_base"])
     assert capsys.readouterr().out == "machine: {\"cores\": 2}\nleft out: ['vqa_base']\n"
     assert json.loads((tmp_path / "out.json").read_text()) == {

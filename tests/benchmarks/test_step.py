@@ -14,7 +14,7 @@ TINY = {
 }
 
 
-def test_a_case_has_the_lengths_of_its_workload():
+def test_vcr_case_has_row_lengths_of_workload():
     batch = cases.vcr_case(TINY).batch
     assert batch.images.shape == (2, 3, 96, 160)
     assert batch.num_boxes.sizes == (3, 2)
@@ -24,7 +24,7 @@ def test_a_case_has_the_lengths_of_its_workload():
     assert torch.all((x1 <= x2) & (y1 <= y2) & (x2 <= 159) & (y2 <= 95))
 
 
-def test_the_other_tasks_have_theirs():
+def test_vqa_and_refcoco_cases_have_row_lengths_of_workload():
     vqa = {"task": "vqa", "cfg": "vqa/toy.yaml", "question_tokens": [3, 5], "regions": [4, 2]}
     batch = cases.vqa_case(vqa).batch
     assert (batch.images, batch.num_boxes.sizes, batch.text.lengths.sizes) == (None, (5, 3), (7, 9))
@@ -36,7 +36,7 @@ def test_the_other_tasks_have_theirs():
 
 
 @pytest.mark.parametrize("cfg", ["base_prec_4x16G_fp32", "base_e2e_16x16G_fp16"])
-def test_pre_training_batches_have_the_lengths_and_labels_of_the_workload(cfg, monkeypatch):
+def test_pretrain_case_has_row_lengths_and_labels_of_workload(cfg, monkeypatch):
     workload = {
         "cfg": f"pretrain/{cfg}.yaml",
         "caption_tokens": [12, 10],
@@ -60,7 +60,7 @@ def test_pre_training_batches_have_the_lengths_and_labels_of_the_workload(cfg, m
         assert (batch.images, batch.masked_pixel_boxes, batch.box_features.shape) == (None, None, (75, 2048))
 
 
-def test_measures_a_step(monkeypatch):
+def test_measure_reports_flops_speed_and_memory(monkeypatch):
     monkeypatch.setitem(step.WORKLOADS, "tiny", TINY)
     row = step.measure("tiny", "cpu", steps=1, fp16=False)
     assert row["GFLOP/step"] == row["of reference"] > 0.01
