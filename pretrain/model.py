@@ -1,8 +1,7 @@
 """VL-BERT in pre-training: predicts masked words and regions (paper, section 3.3).
 
 Shapes: B samples, P of them with an image, K boxes of all images, T tokens, R labeled regions, M masked tokens, F
-region
-feature width, H hidden width, V words, C region classes.
+region feature width, H hidden width, V words, C region classes.
 """
 
 from __future__ import annotations

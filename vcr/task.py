@@ -44,8 +44,7 @@ class VCRTask(PredictingTask[VCRConfig, VCRBatch, VCROutputs]):
         """Renames a pre-training checkpoint for VCR and derives the weights that pre-training lacks.
 
         The relationship head becomes the answer head, whose logit is "matches" minus "does not match". The second
-        text
-        segment, which pre-training never sees, starts from the first.
+        text segment, which pre-training never sees, starts from the first.
         """
         network = self.config.NETWORK
         renamed = super().adapt_pretrained(weights, source)

@@ -35,8 +35,7 @@ def replace_punctuation(text: str) -> str:
     """Removes punctuation or replaces it by spaces: the rule for vocabularies, and a step of the official spelling.
 
     A mark is removed if it is next to a space anywhere in the text, or if the text has a number with a comma.
-    Otherwise it
-    becomes a space. Periods are removed except before a digit.
+    Otherwise it becomes a space. Periods are removed except before a digit.
     """
     has_number = _COMMA_IN_NUMBER.search(text) is not None
     result = text

@@ -72,8 +72,7 @@ class VQATask(PredictingTask[VQAConfig, VQABatch, VQAOutputs]):
         """Loads pretrained weights, and initializes the answer head from the language model if configured.
 
         The transform of the `mlm` classifier comes from the language file, and `CLASSIFIER_PRETRAINED` makes the last
-        layer
-        predict the mean word of each answer.
+        layer predict the mean word of each answer.
         """
         assert isinstance(model, ResNetVLBERT)
         network = self.config.NETWORK

@@ -1,8 +1,7 @@
 """The configuration of an experiment: typed, immutable, checked when it is loaded.
 
 `ExperimentConfig` holds what all tasks share. A task's `config.py` adds its keys, defaults and constraints. Attribute
-names
-are the yaml keys. A missing key means what the reference does without it.
+names are the yaml keys. A missing key means what the reference does without it.
 """
 
 from __future__ import annotations

@@ -28,8 +28,7 @@ def soft_cross_entropy(
 
     Returns:
         A scalar, or (M,) for `none`. Without labeled rows it is 0 and still has a gradient for every logit, so that
-        all
-        ranks take part in the reduction of gradients.
+        all ranks take part in the reduction of gradients.
     """
     labeled = is_distribution(target)
     loss = -(target * F.log_softmax(logits.float(), dim=1)).sum(dim=1)

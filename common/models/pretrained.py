@@ -234,8 +234,7 @@ def load_language_model(
 
     Raises:
         CheckpointError: the file is of another kind, its encoder or head is incomplete, or a table has another size
-            than
-            configured.
+            than configured.
     """
     state = model.state_dict()
     values = {language_name(name): value for name, value in weights.items()}

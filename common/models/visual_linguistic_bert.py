@@ -1,8 +1,7 @@
 """VL-BERT: words and image regions in one transformer (paper, section 3); see `docs/model.md`.
 
 Shapes: Q rows, T text tokens, R regions, S = T + R + Q packed tokens, K rows of the visual table, D visual width, H
-hidden
-width, V words.
+hidden width, V words.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The base of all task models: region branch and joint transformer; see `docs/model.md`.
 
 Shapes: B images, K boxes of all images, Q text sequences, T tokens, R regions of all sequences, D visual width, H
-hidden
-width.
+hidden width.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ class VisualLinguisticModel(nn.Module):
 
     Args:
         image_feature_extractor: the region branch; None for a blind model, whose words have zero visual features and
-            whose
-            sequences have no regions.
+            whose sequences have no regions.
         num_object_words: rows of the linguistic table of regions: 81 by class, 1 shared, 0 for none.
         hidden_size: H.
     """
