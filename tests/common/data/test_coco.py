@@ -16,48 +16,45 @@ ANNOTATIONS = [
 
 @pytest.fixture
 def write(tmp_path):
-    def written(content):
+    def write_json(content):
         path = tmp_path / "instances.json"
         path.write_text(json.dumps(content))
         return str(path)
 
-    return written
+    return write_json
 
 
-def test_an_index(write):
-    index = CocoIndex(write({"info": {}, "images": IMAGES, "annotations": ANNOTATIONS, "categories": []}))
-    index = pickle.loads(pickle.dumps(index))
+@pytest.fixture
+def index_of(write):
+    return lambda **content: CocoIndex(write({"images": IMAGES, "annotations": ANNOTATIONS, **content}))
+
+
+def test_coco_index_returns_sizes_and_boxes(index_of):
+    index = pickle.loads(pickle.dumps(index_of(info={}, categories=[])))
     assert (index.size(9), index.size(3)) == ((640, 480), (10, 20))
     assert index.boxes(9).tolist() == [[1, 2, 3, 4.5], [9, 9, 9, 9]]
+    assert index.boxes(3).tolist() == [[0, 0, 1, 1]]
     assert index.annotation_ids(9).tolist() == [7, 5]
     assert index.categories(9).tolist() == [4, 6]
-    assert index.boxes(3).tolist() == [[0, 0, 1, 1]]
+    assert index.annotated_images().tolist() == [3, 9]
+    assert (index.file_name(9), index.file_name(3)) == ("x", "")
     assert [index.box(number).tolist() for number in (7, 1, 5)] == [one["bbox"] for one in ANNOTATIONS]
 
 
-def test_names_and_classes(write):
-    index = CocoIndex(
-        write({"images": IMAGES, "annotations": ANNOTATIONS, "categories": [{"id": n} for n in (6, 5, 4)]})
-    )
-    assert index.annotated_images().tolist() == [3, 9]
-    assert (index.file_name(9), index.file_name(3)) == ("x", "")
-    assert index.classes(9).tolist() == [3, 1]
-    assert index.classes(3).tolist() == [2]
-    assert index.classes(4).tolist() == []
-    lacking = CocoIndex(write({"images": IMAGES, "annotations": ANNOTATIONS, "categories": [{"id": 4}]}))
+def test_coco_index_classes_are_positions_of_categories(index_of):
+    index = index_of(categories=[{"id": number} for number in (6, 5, 4)])
+    assert [index.classes(image_id).tolist() for image_id in (9, 3, 4)] == [[3, 1], [2], []]
     with pytest.raises(DataError, match=r"instances\.json: has no category 6"):
-        lacking.classes(9)
+        index_of(categories=[{"id": 4}]).classes(9)
+    # 81 categories: the last one has no class.
+    annotations = [{**ANNOTATIONS[0], "category_id": 81}, {**ANNOTATIONS[1], "category_id": 80}]
+    index = index_of(annotations=annotations, categories=[{"id": number} for number in range(1, 82)])
+    assert index.classes(3).tolist() == [80]
+    with pytest.raises(DataError, match="image 9 is number 81 of its list; expected the 80 of COCO"):
+        index.classes(9)
 
 
-def test_first_captions(write):
-    records = [{"id": n, "image_id": image, "caption": f"{n}"} for n, image in enumerate((9, 3, 9))]
-    assert first_captions(write({"images": IMAGES, "annotations": records})) == {9: "0", 3: "1"}
-    for content in ({}, {"annotations": []}, {"annotations": [{"image_id": 9}]}):
-        with pytest.raises(DataError, match=r"instances\.json: annotations"):
-            first_captions(write(content))
-
-
-def test_a_file_of_sizes_alone(write):
+def test_coco_index_reads_files_without_annotations(write):
     index = CocoIndex(write({"images": IMAGES}))
     assert index.size(3) == (10, 20)
     assert index.boxes(3).shape == (0, 4)
@@ -65,8 +62,8 @@ def test_a_file_of_sizes_alone(write):
 
 
 @pytest.mark.parametrize("number", [0, 4, 10])
-def test_what_is_not_there(write, number):
-    index = CocoIndex(write({"images": IMAGES, "annotations": ANNOTATIONS}))
+def test_coco_index_rejects_unknown_ids(index_of, number):
+    index = index_of()
     assert index.boxes(number).shape == (0, 4)
     with pytest.raises(DataError, match=rf"instances\.json: has no image {number}"):
         index.size(number)
@@ -90,26 +87,23 @@ def test_what_is_not_there(write, number):
         ([], "should be an object"),
     ],
 )
-def test_files_that_are_wrong(write, content, message):
+def test_coco_index_rejects_bad_input(write, content, message):
     with pytest.raises(DataError, match=rf"instances\.json: .*{message}"):
         CocoIndex(write(content))
 
 
-def test_categories_beyond_the_classes(write):
-    categories = [{"id": number} for number in range(1, 82)]
-    annotations = [{**ANNOTATIONS[0], "category_id": 81}, {**ANNOTATIONS[1], "category_id": 80}]
-    index = CocoIndex(write({"images": IMAGES, "annotations": annotations, "categories": categories}))
-    first, second = (one["image_id"] for one in annotations)
-    assert index.classes(second).tolist() == [80]
-    with pytest.raises(DataError, match=rf"image {first} is number 81 of its list; expected the 80 of COCO"):
-        index.classes(first)
+def test_first_captions(write):
+    records = [{"id": n, "image_id": image, "caption": f"{n}"} for n, image in enumerate((9, 3, 9))]
+    assert first_captions(write({"images": IMAGES, "annotations": records})) == {9: "0", 3: "1"}
+    for content in ({}, {"annotations": []}, {"annotations": [{"image_id": 9}]}):
+        with pytest.raises(DataError, match=r"instances\.json: annotations"):
+            first_captions(write(content))
 
 
-def test_detections(write):
-    found = [{"image_id": 9, "box": [1, 2, 3, 4], "score": 0.5}, {"image_id": 3, "box": [5, 5, 5, 5]}]
-    table = BoxTable.of_detections(write([*found, {"image_id": 9, "box": [0, 0, 0.5, 0]}]))
+def test_box_table_reads_detections(write):
+    boxes = [(9, [1, 2, 3, 4]), (3, [5, 5, 5, 5]), (9, [0, 0, 0.5, 0])]
+    table = BoxTable.of_detections(write([{"image_id": i, "box": box, "score": 0.5} for i, box in boxes]))
     assert table.boxes(9).tolist() == [[1, 2, 3, 4], [0, 0, 0.5, 0]]
-    assert table.boxes(4).shape == (0, 4)
-    assert BoxTable.of_detections(write([])).boxes(9).shape == (0, 4)
-    with pytest.raises(DataError, match=r"instances\.json: 1\.box"):
-        BoxTable.of_detections(write([found[0], {"image_id": 9}]))
+    assert table.boxes(4).shape == BoxTable.of_detections(write([])).boxes(9).shape == (0, 4)
+    with pytest.raises(DataError, match=r"instances\.json: 0\.box"):
+        BoxTable.of_detections(write([{"image_id": 9}]))

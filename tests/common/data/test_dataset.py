@@ -32,7 +32,7 @@ class Numbers(VisualLinguisticDataset[Sample]):
         )
 
 
-def test_randomness_depends_on_epoch_and_index_only():
+def test_dataset_randomness_depends_on_epoch_and_index_only():
     first, second = Numbers(), Numbers()
     draws = [first[ItemKey(epoch, index)].boxes[0, 0].item() for epoch in range(2) for index in range(10)]
     again = [
@@ -42,25 +42,19 @@ def test_randomness_depends_on_epoch_and_index_only():
     assert len(set(draws)) == 20
 
 
-def test_errors_name_dataset_index_and_record():
-    with pytest.raises(DataError) as caught:
+def test_dataset_errors_name_dataset_index_and_record():
+    with pytest.raises(DataError, match=r"^Numbers item 4 \(record number-4\): x.jpg: gone$"):
         Numbers(bad=[4])[ItemKey(0, 4)]
-    assert str(caught.value) == "Numbers item 4 (record number-4): x.jpg: gone"
-
-
-def test_our_own_errors_stay_errors_of_ours():
     with pytest.raises(RuntimeError, match=r"Numbers item 4 \(record number-4\): KeyError: 'oops'"):
         Numbers(bad=[4], error=KeyError("oops"), on_bad_data="skip")[ItemKey(0, 4)]
 
 
-def test_a_skipped_record_is_replaced_by_the_next_good_one():
+def test_dataset_replaces_bad_records_and_reports_each_once(caplog):
     data = Numbers(length=300, bad=[298, 299], on_bad_data="skip")
-    first = data[ItemKey(2, 298)]
-    assert first.index == 0
-    assert torch.equal(first.boxes, Numbers()[ItemKey(2, 0)].boxes)
-
-
-def test_each_skipped_record_is_reported_once(caplog):
+    replacement = data[ItemKey(2, 298)]
+    assert replacement.index == 0
+    assert torch.equal(replacement.boxes, Numbers()[ItemKey(2, 0)].boxes)
+    caplog.clear()
     data = Numbers(length=300, bad=[7, 9], on_bad_data="skip")
     for index in (7, 9, 7):
         data[ItemKey(0, index)]
@@ -71,7 +65,7 @@ def test_each_skipped_record_is_reported_once(caplog):
     ]
 
 
-def test_more_than_one_percent_of_bad_records_stops():
+def test_dataset_stops_above_one_percent_of_bad_records():
     with pytest.raises(
         DataError, match=r"number-4\): x.jpg: gone; 1 of 1 records were bad, more than the 1% that"
     ):
@@ -83,8 +77,5 @@ def test_more_than_one_percent_of_bad_records_stops():
     data = Numbers(length=2000, bad=range(0, 2000, 50), on_bad_data="skip")
     with pytest.raises(DataError, match=r"11 of \d+ records were bad"):
         [data[ItemKey(0, index)] for index in range(2000)]
-
-
-def test_a_dataset_without_a_good_record_ends():
     with pytest.raises(DataError, match="records were bad"):
         Numbers(length=300, bad=range(300), on_bad_data="skip")[ItemKey(0, 0)]

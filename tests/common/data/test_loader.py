@@ -48,75 +48,63 @@ def loader(num_workers, bad=(), start=None):
     return built, batches
 
 
-def epochs(num_workers, **options):
+def read_epochs(num_workers, **options):
     built, batches = loader(num_workers, **options)
-    found = []
+    epochs = []
     for epoch in range(2):
         batches.set_epoch(epoch)
-        found.append(
+        epochs.append(
             [(batch.index.tolist(), batch.text.tags.tolist(), tuple(batch.images.shape)) for batch in built]
         )
-    return found
+    return epochs
 
 
-@pytest.mark.parametrize(("num_workers", "start"), [(2, None), (1, "spawn")])
-def test_workers_change_nothing(num_workers, start):
-    alone = epochs(0)
-    assert epochs(num_workers, start=start) == alone
+@pytest.mark.parametrize(
+    ("num_workers", "start"), [(2, None), pytest.param(1, "spawn", marks=pytest.mark.integration)]
+)
+def test_loader_yields_the_same_batches_with_workers(num_workers, start):
+    alone = read_epochs(0)
+    assert read_epochs(num_workers, start=start) == alone
     assert [len(epoch) for epoch in alone] == [4, 4]
     assert alone[0] != alone[1]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_worker_error_arrives_as_it_was_raised(num_workers):
-    built, _ = loader(num_workers, bad=[5])
-    with pytest.raises(DataError) as caught:
-        list(built)
-    assert str(caught.value) == "Squares item 5 (record square-5): s.jpg: gone"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a fork is not safe")
-def test_workers_are_forked_whatever_python_would_do(monkeypatch):
-    others = multiprocessing.get_context("forkserver")
-    monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", others)
-    built, _ = loader(1)
-    iter(built).__next__()
-    assert [worker._start_method for worker in built._iterator._workers] == ["fork"]
-
-
-def test_workers_of_a_failed_loader_end_with_it():
+def test_loader_raises_worker_errors_with_their_type_and_ends_the_workers(num_workers):
     others = set(multiprocessing.active_children())
-    built, _ = loader(2, bad=[5])
-    with pytest.raises(DataError):
+    built, _ = loader(num_workers, bad=[5])
+    with pytest.raises(DataError, match=r"^Squares item 5 \(record square-5\): s.jpg: gone$"):
         list(built)
     workers = set(multiprocessing.active_children()) - others
-    assert len(workers) == 2
+    assert len(workers) == num_workers
     del built
     assert not any(worker.is_alive() for worker in workers)
 
 
-def read_while_killing(built):
+@pytest.mark.skipif(sys.platform != "linux", reason="forking is not safe on other systems")
+def test_loader_forks_workers_on_linux():
+    assert loader(1)[0].multiprocessing_context.get_start_method() == "fork"
+    assert loader(0)[0].multiprocessing_context is None
+
+
+def read_and_kill_workers(built):
     others = set(multiprocessing.active_children())
-    with worker_crash_context(train=loader(1)[0], val=built):
-        for _ in built:
-            for worker in set(multiprocessing.active_children()) - others:
-                worker.kill()
-                worker.join()
+    for _ in built:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()
+            worker.join()
 
 
-def fail():
-    with worker_crash_context(train=loader(0)[0], other=[]):
+def test_worker_crash_context_names_a_killed_worker():
+    built, _ = loader(1)
+    message = r"reads the val data \(pid \d+\) ended with SIGKILL; if nobody"
+    with pytest.raises(DataError, match=message), worker_crash_context(train=loader(1)[0], val=built):
+        read_and_kill_workers(built)
+    with pytest.raises(OSError, match=r"^disk$"), worker_crash_context(train=loader(0)[0], other=[]):
         raise OSError("disk")
 
 
-def test_a_killed_worker_is_named():
-    with pytest.raises(DataError, match=r"reads the val data \(pid \d+\) ended with SIGKILL; if nobody"):
-        read_while_killing(loader(1)[0])
-    with pytest.raises(OSError, match=r"^disk$"):
-        fail()
-
-
-def test_the_global_generator_is_not_touched():
+def test_loader_does_not_use_the_global_generator():
     before = torch.get_rng_state()
     built, _ = loader(0)
     assert len(list(built)) == len(built) == 4

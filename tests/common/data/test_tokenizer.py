@@ -5,23 +5,7 @@ import pytest
 from common.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from common.errors import DataError
 
-PIECES = [
-    "hello",
-    "cafe",
-    "un",
-    "##aff",
-    "##able",
-    "a",
-    "##a",
-    "##b",
-    "!",
-    "[",
-    "]",
-    "mask",
-    "and",
-    "Hello",
-    "caf",
-]
+PIECES = tuple("hello cafe un ##aff ##able a ##a ##b ! [ ] mask and Hello caf".split())  # noqa: SIM905
 VOCAB = {token: number for number, token in enumerate([*SPECIAL_TOKENS, *PIECES])}
 
 
@@ -47,20 +31,17 @@ def directory(tmp_path):
         (" \n ", []),
     ],
 )
-def test_basic_split(text, words):
+def test_tokenizer_basic(text, words):
     assert Tokenizer(VOCAB).basic(text) == words
 
 
-def test_cased_words_keep_case_and_accents():
+def test_tokenizer_basic_options():
     assert Tokenizer(VOCAB, lower_case=False).basic("Café Hello.") == ["Café", "Hello", "."]
-
-
-def test_words_that_are_never_split():
     tokenizer = Tokenizer(VOCAB, never_split=["[X]", "AbC"])
     assert tokenizer.basic("[X] [Y] AbC abC AbC.") == ["[X]", "[", "y", "]", "AbC", "abc", "abc", "."]
 
 
-def test_word_pieces_are_the_longest_first():
+def test_tokenizer_takes_the_longest_pieces_first():
     tokenizer = Tokenizer(VOCAB)
     assert tokenizer.tokenize("Unaffable aab!") == ["un", "##aff", "##able", "a", "##a", "##b", "!"]
     assert tokenizer.ids("Unaffable!") == [VOCAB["un"], VOCAB["##aff"], VOCAB["##able"], VOCAB["!"]]
@@ -69,7 +50,7 @@ def test_word_pieces_are_the_longest_first():
     assert Tokenizer(VOCAB, unk_token="a", max_word_length=3).tokenize("aaaa aaa") == ["a", "a", "##a", "##a"]
 
 
-def test_ids_of_single_pieces():
+def test_tokenizer_token_ids():
     tokenizer = Tokenizer(VOCAB)
     special = (tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
     assert special == (1, 2, 3, 4)
@@ -78,7 +59,7 @@ def test_ids_of_single_pieces():
         tokenizer.token_id("zebra")
 
 
-def test_a_pickled_tokenizer_is_the_same():
+def test_tokenizer_can_be_pickled():
     tokenizer = Tokenizer(VOCAB, lower_case=False, never_split=["a!"], unk_token="a", max_word_length=6)
     tokenizer.ids("Hello")
     copy = pickle.loads(pickle.dumps(tokenizer))
@@ -86,41 +67,43 @@ def test_a_pickled_tokenizer_is_the_same():
     assert copy.tokenize(text) == tokenizer.tokenize(text) == ["Hello", "a", "hello", "!", "a"]
 
 
-def test_from_directory(directory):
+def test_tokenizer_from_directory(directory):
     tokenizer = Tokenizer.from_directory(directory)
     assert tokenizer.vocab == VOCAB
     assert tokenizer.tokenize("Hello") == ["hello"]
     (directory / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     assert Tokenizer.from_directory(directory).tokenize("Hello") == ["Hello"]
-
-
-def test_repeated_and_blank_lines_count(directory):
+    # Blank and repeated lines have ids, too.
     (directory / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "a", "", "a", " b "]))
-    assert Tokenizer.from_directory(directory).vocab == {
-        **dict(zip(SPECIAL_TOKENS, range(5), strict=True)),
-        "a": 7,
-        "": 6,
-        "b": 8,
-    }
+    special = dict(zip(SPECIAL_TOKENS, range(5), strict=True))
+    assert Tokenizer.from_directory(directory).vocab == {**special, "a": 7, "": 6, "b": 8}
 
 
-def test_wrong_directories(directory):
-    with pytest.raises(
-        DataError, match=r"bert-base-uncased: no such directory; .*PREPARE_PRETRAINED_MODELS.md"
-    ):
-        Tokenizer.from_directory("bert-base-uncased")
-    (directory / "tokenizer_config.json").write_text("[]")
-    with pytest.raises(DataError, match=r"tokenizer_config.json: expected a json object"):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer_config.json", b"[]", "tokenizer_config.json: expected a json object"),
+        (
+            "vocab.txt",
+            b"[PAD]\n[CLS]\n[UNK]\nhello\n",
+            r"vocab.txt: lacks \[SEP\], \[MASK\]; expected the voc",
+        ),
+        ("vocab.txt", b"\xff", "vocab.txt: cannot be read"),
+        ("vocab.txt", None, "vocab.txt: cannot be read"),
+    ],
+)
+def test_tokenizer_from_directory_rejects_bad_input(directory, name, content, message):
+    if content is None:
+        (directory / name).unlink()
+    else:
+        (directory / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
         Tokenizer.from_directory(directory)
-    (directory / "vocab.txt").write_text("[PAD]\n[CLS]\n[UNK]\nhello\n")
-    with pytest.raises(DataError, match=r"vocab.txt: lacks \[SEP\], \[MASK\]; expected the vocabulary"):
-        Tokenizer.from_directory(directory)
-    (directory / "vocab.txt").unlink()
-    with pytest.raises(DataError, match=r"vocab.txt: cannot be read"):
-        Tokenizer.from_directory(directory)
+    with pytest.raises(DataError, match=r"bert: no such directory; .*PREPARE_PRETRAINED_MODELS.md"):
+        Tokenizer.from_directory("bert")
 
 
-def test_left_and_right_trade_places():
+def test_tokenizer_swap_left_right():
     words = ["left", "right", "##most", "of"]
     tokenizer = Tokenizer({word: i for i, word in enumerate([*SPECIAL_TOKENS, *words])})
     swapped = tokenizer.swap_left_right(tokenizer.ids("leftmost of right unknown"))
