@@ -125,16 +125,19 @@ class ResNetVLBERTForPretraining(MaskedVLBERT):
     def from_config(cls, config: PretrainConfig) -> ResNetVLBERTForPretraining:
         network = config.NETWORK
         model = cls(
-            vlbert=VisualLinguisticBertForPretraining.from_config(
+            vlbert=VisualLinguisticBertForPretraining(
                 network.VLBERT,
                 with_rel_head=network.WITH_REL_LOSS,
                 with_mlm_head=network.WITH_MLM_LOSS,
                 with_mvrc_head=network.WITH_MVRC_LOSS,
+                num_region_classes=network.VLBERT.visual_region_classes,
             ),
             **_shared_arguments(config, reads_texts=config.MODULE == MULTITASK),
         )
         if not network.WITH_REL_LOSS:
             model.freeze_pooler()
+        if network.VLBERT.pos_embedding_frozen:
+            model.vlbert.position_embeddings.requires_grad_(False)
         return model
 
     def forward(self, batch: PretrainBatch) -> PretrainOutputs:
@@ -157,7 +160,7 @@ class ResNetVLBERTForAttentionVis(MaskedVLBERT):
     @classmethod
     def from_config(cls, config: PretrainConfig) -> ResNetVLBERTForAttentionVis:
         return cls(
-            vlbert=VisualLinguisticBert.from_config(config.NETWORK.VLBERT),
+            vlbert=VisualLinguisticBert(config.NETWORK.VLBERT),
             **_shared_arguments(config, reads_texts=True),
         )
 

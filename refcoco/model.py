@@ -57,7 +57,7 @@ class ResNetVLBERT(VisualLinguisticModel):
         init_xavier(head)
         return cls(
             image_feature_extractor=FastRCNN.from_config(config),
-            vlbert=VisualLinguisticBert.from_config(vlbert),
+            vlbert=VisualLinguisticBert(vlbert),
             final_mlp=head,
         )
 

@@ -91,7 +91,7 @@ class ResNetVLBERT(VisualLinguisticModel):
             init_bert_weights(top, 0.02)
         return cls(
             image_feature_extractor=extractor,
-            vlbert=VisualLinguisticBert.from_config(vlbert),
+            vlbert=VisualLinguisticBert(vlbert),
             final_mlp=classifier(
                 network.CLASSIFIER_TYPE,
                 hidden_size=vlbert.hidden_size,

@@ -67,7 +67,7 @@ class ResNetVLBERT(VisualLinguisticModel):
         network = config.NETWORK
         return cls(
             image_feature_extractor=None if network.BLIND else FastRCNN.from_config(config),
-            vlbert=VisualLinguisticBert.from_config(network.VLBERT),
+            vlbert=VisualLinguisticBert(network.VLBERT),
             final_mlp=classifier(
                 network.CLASSIFIER_TYPE,
                 hidden_size=network.VLBERT.hidden_size,

@@ -1,18 +1,16 @@
 """VL-BERT: words and image regions in one transformer (paper, section 3); see `docs/model.md`.
 
-Shapes: Q rows, T text tokens, R regions, S = T + R + Q packed tokens, K rows of the visual table, D visual width, H
-hidden width, V words.
+Shapes: Q rows, T text tokens, R regions, S = T + R + Q packed tokens, K rows of the visual table, D visual width,
+H hidden width, V words.
 """
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from common.batch import Lengths
 from common.config.sections import VLBertConfig
@@ -21,9 +19,10 @@ from common.models.heads import MLMHead, MVRCHead, Pooler, RelationshipHead
 from common.models.packing import Packing
 
 NUM_SPECIAL_WORDS = 1000
-
+"""With frozen word embeddings, ids below this stay trainable; in BERT's vocabulary these are the special tokens."""
 
 REGION_TYPE = 2
+"""Segment of regions and of [END]; text has segments 0 and 1."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +69,22 @@ class Encoded:
     @property
     def num_regions(self) -> list[int]:
         """Number of regions of every row."""
-        text, whole = self.text_lengths.sizes, self.packing.lengths.sizes
-        return [total - words - 1 for total, words in zip(whole, text, strict=True)]
+        return [
+            length - num_text_tokens - 1  # [END]
+            for length, num_text_tokens in zip(
+                self.packing.lengths.sizes, self.text_lengths.sizes, strict=True
+            )
+        ]
 
-    def text(self, places: Tensor | None = None) -> Tensor:
+    def text(self, index: Tensor | None = None) -> Tensor:
         """Returns (T, H) states of the text tokens, or of those at (N,) indices among them."""
-        return self._at(self.packing.text, places)
+        slots = self.packing.text
+        return self.output.hidden.index_select(0, slots if index is None else slots[index])
 
-    def regions(self, places: Tensor | None = None) -> Tensor:
+    def regions(self, index: Tensor | None = None) -> Tensor:
         """Returns (R, H) states of the regions, or of those at (N,) indices among them."""
-        return self._at(self.packing.regions, places)
-
-    def _at(self, slots: Tensor, places: Tensor | None) -> Tensor:
-        return self.output.hidden.index_select(0, slots if places is None else slots[places])
+        slots = self.packing.regions
+        return self.output.hidden.index_select(0, slots if index is None else slots[index])
 
     def first(self) -> Tensor:
         """Returns (Q, H) states of the first token of every row, [CLS] if the task has one."""
@@ -90,82 +92,67 @@ class Encoded:
 
 
 class VisualLinguisticBert(nn.Module):
-    """Embedding and encoder of joint sequences. The arguments are the keys of `NETWORK.VLBERT` (docs/config.md)."""
+    """Embedding and encoder of joint sequences.
 
-    def __init__(
-        self,
-        *,
-        vocab_size: int,
-        hidden_size: int,
-        visual_size: int,
-        num_hidden_layers: int,
-        num_attention_heads: int,
-        intermediate_size: int,
-        hidden_act: str = "gelu",
-        hidden_dropout_prob: float = 0.1,
-        attention_probs_dropout_prob: float = 0.1,
-        max_position_embeddings: int = 512,
-        type_vocab_size: int = 3,
-        initializer_range: float = 0.02,
-        visual_scale_text_init: float = 0.0,
-        visual_scale_object_init: float = 0.0,
-        visual_ln: bool = False,
-        word_embedding_frozen: bool = False,
-        with_pooler: bool = False,
-        position_padding_idx: int = -1,
-    ) -> None:
+    Attribute names are the parameter names of published checkpoints, and the order of the attributes is the order in
+    these files. Keep both: random initialization and saved optimizer states depend on the order.
+
+    Args:
+        config: `NETWORK.VLBERT` (docs/config.md).
+    """
+
+    visual_scale_text: nn.Parameter | None
+    visual_scale_object: nn.Parameter | None
+    visual_1x1_text: nn.Linear | None
+    visual_1x1_object: nn.Linear | None
+    visual_ln_text: nn.LayerNorm | None
+    visual_ln_object: nn.LayerNorm | None
+
+    def __init__(self, config: VLBertConfig) -> None:
         super().__init__()
+        hidden_size, visual_size = config.hidden_size, config.visual_size
         self.hidden_size, self.visual_size = hidden_size, visual_size
-        self.first_position = position_padding_idx + 1
-        self.visual_ln = visual_ln
-        if not visual_ln:
-            self.visual_scale_text = nn.Parameter(torch.tensor(float(visual_scale_text_init)))
-            self.visual_scale_object = nn.Parameter(torch.tensor(float(visual_scale_object_init)))
-        self.word_embeddings = nn.Embedding(vocab_size, hidden_size)
+        # RoBERTa reserves position 1 for padding, so that its first token has position 2 (position_padding_idx + 1).
+        self.first_position = config.position_padding_idx + 1
+        self.visual_scale_text = self.visual_scale_object = None
+        if not config.visual_ln:
+            self.visual_scale_text = nn.Parameter(torch.tensor(float(config.visual_scale_text_init)))
+            self.visual_scale_object = nn.Parameter(torch.tensor(float(config.visual_scale_object_init)))
+        self.word_embeddings = nn.Embedding(config.vocab_size, hidden_size)
         self.end_embedding = nn.Embedding(1, hidden_size)
-        self.position_embeddings = nn.Embedding(max_position_embeddings, hidden_size)
-        self.token_type_embeddings = nn.Embedding(type_vocab_size, hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, hidden_size)
         self.embedding_LayerNorm = layer_norm(hidden_size)
-        self.embedding_dropout = nn.Dropout(hidden_dropout_prob)
-        self._add_visual_layers(visual_size, hidden_size)
-        self.encoder = Encoder(
-            num_hidden_layers,
-            hidden_size=hidden_size,
-            num_heads=num_attention_heads,
-            intermediate_size=intermediate_size,
-            activation=hidden_act,
-            dropout=hidden_dropout_prob,
-            attention_dropout=attention_probs_dropout_prob,
-        )
-        self.pooler = Pooler(hidden_size) if with_pooler else None
-        self.special_word_embeddings: nn.Embedding | None = None
-        if word_embedding_frozen:
-            self.special_word_embeddings = nn.Embedding(NUM_SPECIAL_WORDS, hidden_size)
-            self.word_embeddings.requires_grad_(False)
-        init_bert_weights(self, initializer_range)
-        if visual_ln:  # The LayerNorm weight is the scale of the visual embedding.
-            nn.init.constant_(self.visual_ln_text.weight, visual_scale_text_init)
-            nn.init.constant_(self.visual_ln_object.weight, visual_scale_object_init)
-        self.copy_special_words()
-
-    def _add_visual_layers(self, visual_size: int, hidden_size: int) -> None:
-        self.visual_1x1_text: nn.Linear | None = None
-        self.visual_1x1_object: nn.Linear | None = None
+        self.embedding_dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.visual_1x1_text = self.visual_1x1_object = None
         if visual_size != hidden_size:
             self.visual_1x1_text = nn.Linear(visual_size, hidden_size)
             self.visual_1x1_object = nn.Linear(visual_size, hidden_size)
-        if self.visual_ln:
+        self.visual_ln_text = self.visual_ln_object = None
+        if config.visual_ln:
             self.visual_ln_text = layer_norm(hidden_size)
             self.visual_ln_object = layer_norm(hidden_size)
-
-    @classmethod
-    def from_config(cls, config: VLBertConfig, **heads: bool) -> Self:
-        """Builds the transformer of `NETWORK.VLBERT`. `heads` are arguments beyond these keys."""
-        names = set(inspect.signature(cls).parameters) | set(
-            inspect.signature(VisualLinguisticBert).parameters
+        self.encoder = Encoder(
+            config.num_hidden_layers,
+            hidden_size=hidden_size,
+            num_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+            activation=config.hidden_act,
+            dropout=config.hidden_dropout_prob,
+            attention_dropout=config.attention_probs_dropout_prob,
         )
-        chosen = {name: value for name, value in dict(config).items() if name in names}
-        return cls(**chosen, **heads)  # type: ignore[arg-type]  # checked by the configuration
+        self.pooler = Pooler(hidden_size) if config.with_pooler else None
+        self.special_word_embeddings: nn.Embedding | None = None
+        if config.word_embedding_frozen:
+            self.special_word_embeddings = nn.Embedding(NUM_SPECIAL_WORDS, hidden_size)
+            self.word_embeddings.requires_grad_(False)
+        init_bert_weights(self, config.initializer_range)
+        # The LayerNorm weight takes the role of the scale. The default of 0 hides the image at first, so that
+        # training starts from what BERT computes for the text alone.
+        if self.visual_ln_text is not None and self.visual_ln_object is not None:
+            nn.init.constant_(self.visual_ln_text.weight, config.visual_scale_text_init)
+            nn.init.constant_(self.visual_ln_object.weight, config.visual_scale_object_init)
+        self.copy_special_words()
 
     @torch.no_grad()
     def copy_special_words(self) -> None:
@@ -175,11 +162,8 @@ class VisualLinguisticBert(nn.Module):
 
     def visual_parameters(self) -> list[nn.Parameter]:
         """Scales of the visual embeddings. Only images can train them."""
-        return [
-            parameter
-            for name, parameter in self.named_parameters()
-            if name.startswith(("visual_scale_", "visual_ln_"))
-        ]
+        prefixes = ("visual_scale_", "visual_ln_")
+        return [parameter for name, parameter in self.named_parameters() if name.startswith(prefixes)]
 
     def words(self, ids: Tensor) -> Tensor:
         """Maps (N,) ids to (N, H). With frozen words, ids below 1000 use the trainable table."""
@@ -189,34 +173,30 @@ class VisualLinguisticBert(nn.Module):
         special = self.special_word_embeddings(ids.clamp(max=NUM_SPECIAL_WORDS - 1))
         return torch.where((ids < NUM_SPECIAL_WORDS)[:, None], special, words)
 
-    def _visual(self, visual: Tensor, role: str) -> Tensor:
-        """Maps (K, D) to (K, H), once per feature instead of once per token."""
-        project = getattr(self, f"visual_1x1_{role}")
-        if project is not None:
-            visual = project(visual)
-        if self.visual_ln:
-            return getattr(self, f"visual_ln_{role}")(visual)  # type: ignore[no-any-return]
-        scale: Tensor = getattr(self, f"visual_scale_{role}")
-        return visual * scale
-
     def embed(self, inputs: PackedInputs, packing: Packing) -> Tensor:
         """Returns (S, H) embeddings of the packed rows: token + visual + segment + position (paper, section 3.2)."""
-        text = self.words(inputs.text_ids) + F.embedding(
-            inputs.text_visual, self._visual(inputs.visual, "text")
+        # Project the K features first and look the results up per token: every token of a VCR or VQA text refers to
+        # one of a few boxes.
+        text_visual = _visual_embeddings(
+            inputs.visual, self.visual_1x1_text, self.visual_ln_text, self.visual_scale_text
         )
-        regions = inputs.region_words + F.embedding(
-            inputs.region_visual, self._visual(inputs.visual, "object")
+        region_visual = _visual_embeddings(
+            inputs.visual, self.visual_1x1_object, self.visual_ln_object, self.visual_scale_object
         )
+        text = self.words(inputs.text_ids) + F.embedding(inputs.text_visual, text_visual)
+        regions = inputs.region_words + F.embedding(inputs.region_visual, region_visual)
+        # [END] closes the sequence and has no visual feature, as in the reference.
         rows, num_regions = len(packing.lengths), len(inputs.region_visual)
         end = self.end_embedding.weight.expand(rows, -1)
         types = F.pad(inputs.text_types, (0, num_regions + rows), value=REGION_TYPE)
-        place = self.position_embeddings(packing.positions) + self.token_type_embeddings(types)
-        content = torch.cat([text, regions.to(text.dtype), end.to(text.dtype)]) + place
+        content = torch.cat([text, regions.to(text.dtype), end.to(text.dtype)])
+        content = content + (self.position_embeddings(packing.positions) + self.token_type_embeddings(types))
+        # LayerNorm over the whole sum, then dropout: BERT's order.
         embedded: Tensor = self.embedding_dropout(self.embedding_LayerNorm(packing.pack(content)))
         return embedded
 
     def forward(self, inputs: PackedInputs, *, kernel: Kernel = "auto") -> Encoded:
-        """Encodes the rows. `kernel='explicit'` also returns attention probabilities."""
+        """Encodes the rows. `kernel="explicit"` also returns attention probabilities."""
         packing = Packing.of(inputs.text_lengths, inputs.region_lengths, self.first_position)
         embedded = self.embed(inputs, packing)
         output = self.encoder(embedded, packing.lengths, kernel=kernel)
@@ -229,35 +209,46 @@ class VisualLinguisticBert(nn.Module):
         return pooled
 
 
+def _visual_embeddings(
+    visual: Tensor, projection: nn.Linear | None, norm: nn.LayerNorm | None, scale: nn.Parameter | None
+) -> Tensor:
+    """Maps (K, D) features to (K, H), by LayerNorm or scale (`NETWORK.VLBERT.visual_ln`)."""
+    if projection is not None:
+        visual = projection(visual)
+    if norm is not None:
+        return norm(visual)  # type: ignore[no-any-return]
+    assert scale is not None
+    return visual * scale
+
+
 class VisualLinguisticBertForPretraining(VisualLinguisticBert):
-    """VL-BERT with pre-training heads, each built on request."""
+    """VL-BERT with pre-training heads, each built on request (paper, section 3.3).
+
+    The heads are part of this module because a BERT file holds both and published checkpoints name them so.
+
+    Args:
+        config: `NETWORK.VLBERT` (docs/config.md).
+        with_rel_head: whether to build the head that tells whether caption and image belong together.
+        with_mlm_head: whether to build the head of masked words.
+        with_mvrc_head: whether to build the head of masked regions.
+        num_region_classes: number of classes of masked regions.
+    """
 
     def __init__(
         self,
+        config: VLBertConfig,
         *,
         with_rel_head: bool = True,
         with_mlm_head: bool = True,
         with_mvrc_head: bool = True,
-        visual_region_classes: int = 1601,
-        pos_embedding_frozen: bool = False,
-        vocab_size: int,
-        hidden_size: int,
-        hidden_act: str = "gelu",
-        initializer_range: float = 0.02,
-        **base: int | float | bool,
+        num_region_classes: int = 1601,
     ) -> None:
-        super().__init__(
-            vocab_size=vocab_size,
-            hidden_size=hidden_size,
-            hidden_act=hidden_act,
-            initializer_range=initializer_range,
-            **base,  # type: ignore[arg-type]
-        )
+        super().__init__(config)
+        hidden_size, activation = config.hidden_size, config.hidden_act
+        # "relationsip" is the spelling of published checkpoints.
         self.relationsip_head = RelationshipHead(hidden_size) if with_rel_head else None
-        self.mlm_head = MLMHead(hidden_size, vocab_size, hidden_act) if with_mlm_head else None
-        self.mvrc_head = MVRCHead(hidden_size, visual_region_classes, hidden_act) if with_mvrc_head else None
+        self.mlm_head = MLMHead(hidden_size, config.vocab_size, activation) if with_mlm_head else None
+        self.mvrc_head = MVRCHead(hidden_size, num_region_classes, activation) if with_mvrc_head else None
         for head in (self.relationsip_head, self.mlm_head, self.mvrc_head):
             if head is not None:
-                init_bert_weights(head, initializer_range)
-        if pos_embedding_frozen:
-            self.position_embeddings.requires_grad_(False)
+                init_bert_weights(head, config.initializer_range)

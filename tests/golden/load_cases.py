@@ -111,7 +111,7 @@ def refused(report: Report, what: str, load: Any) -> None:
 def run_language(case: Case, report: Report) -> None:
     known = {k: v for k, v in case.document["vlbert_config"].items() if k in VLBertConfig.model_fields}
     config = VLBertConfig.model_validate(known)
-    model, names = ENCODERS[case.document["module"]].from_config(config), OfficialNames()
+    model, names = ENCODERS[case.document["module"]](config), OfficialNames()
     before, weights = seed(case, model, names), checkpoint(case)
     rule = fixed_language_rule(model, weights)
     if "raises" in case.document and rule is None:

@@ -96,7 +96,7 @@ def _vlbert(case: Case) -> tuple[VisualLinguisticBert, PackedInputs, dict[str, t
     config = VLBertConfig.model_validate(
         {k: v for k, v in case.document["vlbert_config"].items() if k in VLBertConfig.model_fields}
     )
-    vlbert = VisualLinguisticBert.from_config(config).eval()
+    vlbert = VisualLinguisticBert(config).eval()
     seed_module(vlbert, OfficialNames(), case.document["salt"], case.document["norm_weights"])
     inputs = tensors(case)
     return vlbert, packed_inputs(vlbert, inputs, config.visual_size), inputs

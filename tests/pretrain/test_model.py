@@ -173,6 +173,12 @@ def test_every_trained_parameter_gets_a_gradient_even_without_a_label(name, chan
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
+def test_position_embeddings_freeze_on_request():
+    for frozen in (True, False):
+        model = build("multitask", f"NETWORK.VLBERT.pos_embedding_frozen={str(frozen).lower()}")
+        assert model.vlbert.position_embeddings.weight.requires_grad != frozen
+
+
 def test_an_unused_pooler_is_frozen():
     model = build("multitask", "NETWORK.VLBERT.with_pooler=true")
     assert not any(p.requires_grad for p in model.vlbert.pooler.parameters())

@@ -24,7 +24,7 @@ from common.models.pretrained import (
     weights_of,
 )
 from common.models.visual_linguistic_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining
-from tests.common.models.test_visual_linguistic_bert import SIZES
+from tests.common.models.test_visual_linguistic_bert import config
 
 NAMES = OfficialNames()
 
@@ -35,7 +35,7 @@ class Evil:
 
 
 def bert_file(prefix: str = "bert.", weight: str = "weight", bias: str = "bias", rows: int = 2) -> dict:
-    model = VisualLinguisticBert(**SIZES, with_pooler=True)
+    model = VisualLinguisticBert(config(with_pooler=True))
     result = {}
     for ours, value in model.state_dict().items():
         name = ours.replace("embedding_LayerNorm", "LayerNorm")
@@ -56,7 +56,7 @@ def bert_file(prefix: str = "bert.", weight: str = "weight", bias: str = "bias",
 @pytest.mark.parametrize("prefix", ["bert.", "roberta.", "module.bert.", ""])
 @pytest.mark.parametrize(("weight", "bias"), [("weight", "bias"), ("gamma", "beta")])
 def test_language_files_in_all_spellings(prefix, weight, bias):
-    model, weights = VisualLinguisticBert(**SIZES), bert_file(prefix, weight, bias)
+    model, weights = VisualLinguisticBert(config()), bert_file(prefix, weight, bias)
     before = model.token_type_embeddings.weight[2].clone()
     report = load_language_model(model, weights, "f")
     assert torch.equal(model.word_embeddings.weight, weights[f"{prefix}embeddings.word_embeddings.weight"])
@@ -66,7 +66,7 @@ def test_language_files_in_all_spellings(prefix, weight, bias):
 
 
 def test_one_segment_row_serves_all_segments():
-    model = VisualLinguisticBertForPretraining(**SIZES, with_mlm_head=False)
+    model = VisualLinguisticBertForPretraining(config(), with_mlm_head=False)
     weights = bert_file("roberta.", rows=1)
     load_language_model(model, weights, "f")
     row = weights["roberta.embeddings.token_type_embeddings.weight"]
@@ -74,7 +74,7 @@ def test_one_segment_row_serves_all_segments():
 
 
 def test_the_word_head_needs_no_decoder():
-    model = VisualLinguisticBertForPretraining(**SIZES)
+    model = VisualLinguisticBertForPretraining(config())
     weights = bert_file()
     head = {k: torch.randn_like(v) for k, v in model.state_dict().items() if k.startswith("mlm_head.")}
     weights |= {k.replace("mlm_head.", "cls."): v for k, v in head.items()}
@@ -108,11 +108,11 @@ def test_a_language_file_that_does_not_fit(change, message):
     weights = bert_file()
     change(weights)
     with pytest.raises(CheckpointError, match=message):
-        load_language_model(VisualLinguisticBert(**SIZES, with_pooler=True), weights, "f")
+        load_language_model(VisualLinguisticBert(config(with_pooler=True)), weights, "f")
 
 
 def test_special_words_start_from_the_file():
-    model = VisualLinguisticBert(**{**SIZES, "vocab_size": 1000}, word_embedding_frozen=True)
+    model = VisualLinguisticBert(config(vocab_size=1000, word_embedding_frozen=True))
     weights = bert_file()
     weights["bert.embeddings.word_embeddings.weight"] = torch.randn(1000, 8)
     load_language_model(model, weights, "f")
