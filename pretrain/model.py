@@ -1,7 +1,7 @@
 """VL-BERT in pre-training: predicts masked words and regions (paper, section 3.3).
 
-Shapes: B samples, P of them with an image, K boxes of all images, T tokens, R labeled regions, M masked tokens, F
-region feature width, H hidden width, V words, C region classes.
+Samples with an image come first, texts without one last. Shapes: B samples, P of them with an image, K boxes of all
+images, T tokens, R labeled regions, M masked tokens, V words, C region classes.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class MaskedVLBERT(VisualLinguisticModel):
         ):
             if table is not None:
                 nn.init.normal_(table.weight, std=initializer_range)
+        # A masked region starts as a region without content.
         if self.object_mask_visual_embedding is not None:
             nn.init.zeros_(self.object_mask_visual_embedding.weight)
         self.vlbert = vlbert
@@ -103,6 +104,7 @@ class MaskedVLBERT(VisualLinguisticModel):
         visual, rows = super().text_visual(batch, features)
         if self.aux_text_visual_embedding is None:
             return visual, rows
+        # A batch of texts alone has a dummy row of zeros in place of boxes.
         boxes = visual[: batch.num_boxes.total]
         return torch.cat([boxes, self.aux_text_visual_embedding.weight.to(visual.dtype)]), rows
 
@@ -143,6 +145,8 @@ class ResNetVLBERTForPretraining(MaskedVLBERT):
     def forward(self, batch: PretrainBatch) -> PretrainOutputs:
         encoded = self.encode(batch, self.region_features(batch))
         bert = self.vlbert
+        # Heads run at labeled positions only. With BERT-base sizes, the output layer of the MLM head costs
+        # as much per token as three encoder layers.
         words = encoded.text(batch.masked_token_index.values)
         regions = encoded.regions(batch.masked_region_index.values)
         return PretrainOutputs(

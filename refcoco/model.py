@@ -62,6 +62,9 @@ class ResNetVLBERT(VisualLinguisticModel):
         )
 
     def forward(self, batch: Batch) -> RefCOCOOutputs:
-        """Scores every box of every image. Images have one expression each, so regions are in the order of boxes."""
+        """Scores every box of every image. Images have one expression each, so regions are in the order of boxes.
+
+        There is no softmax over the boxes of an image: each box is a binary decision (paper, section 4.2.3).
+        """
         encoded = self.encode(batch, self.region_features(batch))
         return RefCOCOOutputs(self.final_mlp(encoded.regions()).squeeze(1))

@@ -89,5 +89,6 @@ class ResNetVLBERT(VisualLinguisticModel):
     def forward(self, batch: Batch) -> VQAOutputs:
         encoded = self.encode(batch, self.region_features(batch))
         lengths = batch.text.lengths
+        # All sequences end with [MASK] [SEP], so the index needs no search for the token.
         answer = lengths.starts + lengths.tensor - MASK_FROM_END
         return VQAOutputs(self.final_mlp(encoded.text().index_select(0, answer)))

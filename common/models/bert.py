@@ -1,8 +1,8 @@
 """BERT layers on packed sequences (Devlin et al., 2019); see `docs/model.md`.
 
 Parameter names are those of published BERT files.
-Shapes: Q rows, S packed tokens of all rows, L longest row, H width, I feed-forward width, A heads, d = H / A, V
-words.
+Layers are post-norm: LayerNorm follows the residual sum. Shapes: Q rows, S packed tokens of all rows, L longest row,
+H width, A heads.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from common.batch import Lengths
 from common.models.packing import Padding
 
+# BERT's value, inside the square root. PyTorch's default of 1e-5 gives other results for published weights.
 LAYER_NORM_EPS = 1e-12
 
-
+# gelu is the exact erf form, not the tanh approximation of GPT-2.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu}
-
 
 Kernel = Literal["auto", "padded", "jagged", "explicit"]
 """Attention kernel: on padded rows, on packed rows (`jagged`), or step by step, returning the probabilities."""
@@ -33,7 +33,10 @@ def layer_norm(width: int) -> nn.LayerNorm:
 
 
 def init_bert_weights(module: nn.Module, std: float) -> None:
-    """BERT initialization: normal embeddings and linear weights, zero biases, LayerNorm with weight 1 and bias 0."""
+    """BERT initialization: normal embeddings and linear weights, zero biases, LayerNorm with weight 1 and bias 0.
+
+    The normal distribution is not truncated, as in BERT for PyTorch.
+    """
     for child in module.modules():
         if isinstance(child, nn.Linear | nn.Embedding):
             nn.init.normal_(child.weight, std=std)
@@ -46,6 +49,7 @@ def init_bert_weights(module: nn.Module, std: float) -> None:
 def _padded(q: Tensor, k: Tensor, v: Tensor, padding: Padding, dropout: float) -> Tensor:
     """Fused attention on padded rows. Only keys are masked; the outputs of padded queries are dropped."""
     q, k, v = (padding.pad(x).transpose(1, 2) for x in (q, k, v))
+    # Rows of equal length need no mask. Every row has at least its [END] token, so no softmax is over nothing.
     mask = padding.mask()
     context = F.scaled_dot_product_attention(
         q, k, v, attn_mask=None if mask is None else mask[:, None, None], dropout_p=dropout
@@ -55,6 +59,8 @@ def _padded(q: Tensor, k: Tensor, v: Tensor, padding: Padding, dropout: float) -
 
 def _jagged(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, dropout: float) -> Tensor:
     """Variable-length flash attention without padding."""
+    # (Q + 1,) cumulative lengths: row i is x[offsets[i] : offsets[i + 1]]. The extreme lengths come from the host;
+    # left out, PyTorch would compute them on the device and synchronize in every layer.
     offsets = F.pad(lengths.tensor.cumsum(0), (1, 0))
     shortest, longest = min(lengths.sizes), lengths.longest
     q, k, v = (
@@ -102,6 +108,7 @@ class SelfAttention(nn.Module):
         )
         dropout = self.dropout if self.training else 0.0
         if kernel == "auto":
+            # Flash attention needs half precision on CUDA; everything else runs on the padded rectangle.
             half = q.is_cuda and q.dtype in (torch.float16, torch.bfloat16)
             kernel = "jagged" if half else "padded"
         maps = None

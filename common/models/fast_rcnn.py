@@ -18,19 +18,11 @@ from common.models.geometry import coordinate_embeddings
 from common.models.packing import Padding
 from common.models.resnet import ResNet, block_of, freeze_batch_norm, make_stage
 
-NUM_CLASSES = 81
-
-
+NUM_CLASSES = 81  # COCO, with the background
 SEMANTIC_DIM = 128
-
-
-COORDINATE_DIM = 2048
-
-
+COORDINATE_DIM = 2048  # 4 numbers x 256 wavelengths x sine and cosine
 PRECOMPUTED_DIM = 2048
-
-
-STRIDE = 16
+STRIDE = 16  # of the backbone
 
 
 @dataclass(frozen=True)
@@ -50,6 +42,9 @@ class RegionFeatures:
 
 class ImageNormalizer(nn.Module):
     """Normalizes B, G, R bytes on the device, and sets the padding of an image to zero afterwards.
+
+    Padding must be zero after normalization, where zero is the mean color: it reaches border features through the
+    convolutions.
 
     Args:
         means: means of channels B, G, R on the 0..255 scale.
@@ -178,7 +173,11 @@ class FastRCNN(nn.Module):
             freeze_batch_norm(self)
 
     def train(self, mode: bool = True) -> FastRCNN:
-        """Sets training mode, except for frozen batch norm, which stays in evaluation mode."""
+        """Sets training mode, except for frozen batch norm, which stays in evaluation mode.
+
+        Disabling its gradients is not enough: in training mode, batch norm normalizes by the statistics of the batch
+        and updates the running ones.
+        """
         super().train(mode)
         if self.frozen_bn:
             for module in self.modules():
@@ -217,12 +216,15 @@ class FastRCNN(nn.Module):
         else:
             assert batch.box_features is not None
             raw = batch.box_features
+        # The classifier sees the features before the mask embedding replaces any.
         logits = None if self.regularizing_predictor is None else self.regularizing_predictor(raw)
         features = raw
         if masked is not None and mask_embedding is not None:
             features = torch.where(masked[:, None], mask_embedding.to(raw.dtype), raw)
+        # Sines of large angles need float32, under autocast too.
         with torch.autocast(raw.device.type, enabled=False):
             coordinates = coordinate_embeddings(batch.boxes, batch.im_info[image_of_box, :2]).flatten(1)
+        # The order of the parts is that of the input columns of `obj_downsample` in published checkpoints.
         parts = [coordinates.to(features.dtype), features]
         if self.object_embed is not None:
             parts.append(self.object_embed(batch.box_classes))
@@ -255,6 +257,7 @@ class FastRCNN(nn.Module):
         # Coordinates and bilinear sampling stay in float32 under autocast: half precision cannot represent them.
         with torch.autocast(trunk.device.type, enabled=False):
             rois = torch.cat([image_of_box[:, None].float(), boxes.float()], dim=1)
+            # One sample per bin and no half-pixel shift (aligned=False), as in the reference.
             regions = roi_align(
                 trunk.float(), rois, (14, 14), spatial_scale=1 / STRIDE, sampling_ratio=1, aligned=False
             )

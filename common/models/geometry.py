@@ -18,6 +18,7 @@ def coordinate_embeddings(boxes: Tensor, sizes: Tensor, dim: int = 256) -> Tenso
         (K, 4, 2 * dim) float32: sines, then cosines of center x, center y, width, height in percent of the image.
     """
     boxes, sizes = boxes.float(), sizes.float()
+    # Without the "+ 1" of `pairwise_iou`, as in the reference.
     center = (boxes[:, :2] + boxes[:, 2:]) / 2
     extent = boxes[:, 2:] - boxes[:, :2]
     percent = torch.cat([center / sizes, extent / sizes], dim=1) * 100

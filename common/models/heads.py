@@ -40,7 +40,7 @@ class HeadTransform(nn.Module):
 
 
 class RelationshipHead(nn.Module):
-    """Classifies whether the caption belongs to the image."""
+    """Classifies whether the caption belongs to the image: class 1 if it does."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -59,7 +59,11 @@ class _WordPredictions(nn.Module):
 
 
 class MLMHead(nn.Module):
-    """Predicts words with the word embedding matrix as output layer (tied weights)."""
+    """Predicts words with the word embedding matrix as output layer (tied weights).
+
+    The matrix is an argument, so that it has one owner and one name. Checkpoints store it a second time as
+    `predictions.decoder.weight`; `OfficialNames` adds and resolves this alias.
+    """
 
     def __init__(self, hidden_size: int, vocab_size: int, activation: str) -> None:
         super().__init__()
@@ -71,6 +75,8 @@ class MLMHead(nn.Module):
 
 
 class MVRCHead(nn.Module):
+    """Classifies masked regions. Unlike that of the MLM head, its transform has no LayerNorm, as in the reference."""
+
     def __init__(self, hidden_size: int, num_classes: int, activation: str) -> None:
         super().__init__()
         self.transform = HeadTransform(hidden_size, activation)

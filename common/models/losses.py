@@ -32,7 +32,7 @@ def soft_cross_entropy(
     """
     labeled = is_distribution(target)
     loss = -(target * F.log_softmax(logits.float(), dim=1)).sum(dim=1)
-    loss = torch.where(labeled, loss, loss * 0)
+    loss = torch.where(labeled, loss, loss * 0)  # `loss * 0` stays connected to the logits, unlike a constant
     if reduction == "none":
         return loss
     if reduction == "sum":

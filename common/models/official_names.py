@@ -1,13 +1,12 @@
 """The bijection between parameter names in this code and names in `.model` files.
 
 On disk, a tensor may have two names: the RoI head also `head.0.*`, the word embeddings also the decoder of the MLM
-head.
-In this code every tensor has one name, and wrappers such as `vlbert._module` do not exist.
+head. In this code every tensor has one name, and wrappers such as `vlbert._module` do not exist.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,20 +14,10 @@ ValueT = TypeVar("ValueT")
 
 
 ROI_HEAD = "roi_head_feature_extractor."
-
-
 ROI_HEAD_ALIAS = "head.0."
-
-
 WORD_TABLE = "word_embeddings.weight"
-
-
 MLM_HEAD = "mlm_head.predictions."
-
-
 DECODER = MLM_HEAD + "decoder.weight"
-
-
 WRAPPER = "module."
 
 
@@ -72,11 +61,15 @@ class OfficialNames:
 
     def to_official(self, state: Mapping[str, ValueT]) -> dict[str, ValueT]:
         """Converts internal to official names, with aliases, in the official order."""
-        names = {name: self.official(name) for name in state}
-        entries = [(names[name], value) for name, value in state.items()]
-        entries = _insert_aliases(entries, _roi_head_aliases(entries), lambda name: ROI_HEAD in name)
-        entries = _insert_aliases(entries, _decoder_aliases(entries), lambda name: MLM_HEAD in name)
-        return dict(entries)
+        entries = [(self.official(name), value) for name, value in state.items()]
+        tensors = dict(entries)
+        roi_head = [
+            (name.replace(ROI_HEAD, ROI_HEAD_ALIAS), value) for name, value in entries if ROI_HEAD in name
+        ]
+        entries = _insert_after_group(entries, ROI_HEAD, roi_head)
+        mlm_heads = {name.split(MLM_HEAD)[0] for name, _ in entries if MLM_HEAD in name}
+        decoders = [(prefix + DECODER, tensors[prefix + WORD_TABLE]) for prefix in mlm_heads]
+        return dict(_insert_after_group(entries, MLM_HEAD, decoders))
 
     def from_official(self, state: Mapping[str, ValueT], known: Collection[str]) -> dict[str, ValueT]:
         """Converts official to internal names. Of two aliases the later counts, as in the reference.
@@ -90,22 +83,11 @@ class OfficialNames:
         return result
 
 
-def _roi_head_aliases(entries: Iterable[tuple[str, ValueT]]) -> list[tuple[str, ValueT]]:
-    return [(name.replace(ROI_HEAD, ROI_HEAD_ALIAS), value) for name, value in entries if ROI_HEAD in name]
-
-
-def _decoder_aliases(entries: list[tuple[str, ValueT]]) -> list[tuple[str, ValueT]]:
-    heads = {name.split(MLM_HEAD)[0] for name, _ in entries if MLM_HEAD in name}
-    tables = dict(entries)
-    return [(prefix + DECODER, tables[prefix + WORD_TABLE]) for prefix in heads]
-
-
-def _insert_aliases(
-    entries: list[tuple[str, ValueT]], aliases: list[tuple[str, ValueT]], in_group: object
+def _insert_after_group(
+    entries: list[tuple[str, ValueT]], group: str, aliases: list[tuple[str, ValueT]]
 ) -> list[tuple[str, ValueT]]:
-    """Inserts the aliases after the last entry of their group."""
+    """Inserts aliases after the last entry whose name contains `group`, the position that they have in the files."""
     if not aliases:
         return entries
-    assert callable(in_group)
-    last = max(i for i, (name, _) in enumerate(entries) if in_group(name))
-    return [*entries[: last + 1], *aliases, *entries[last + 1 :]]
+    end = max(i for i, (name, _) in enumerate(entries) if group in name) + 1
+    return [*entries[:end], *aliases, *entries[end:]]

@@ -1,6 +1,12 @@
 """Index arithmetic of packed sequences, without `nonzero` and without device synchronization.
 
-Every row is `[text tokens][regions][END]`. Shapes: Q rows, T text tokens, R regions, S = T + R + Q packed tokens.
+Every row is `[text tokens][regions][END]`. Two rows with 3 and 1 text tokens and 2 and 1 regions are packed as
+
+    index     0  1  2  3  4  5   6  7  8
+    content   t  t  t  r  r  E   t  r  E
+    position  0  1  2  3  3  4   0  1  2
+
+Shapes: Q rows, T text tokens, R regions, S = T + R + Q packed tokens.
 """
 
 from __future__ import annotations
@@ -39,6 +45,9 @@ class Packing:
         lengths = Lengths(sizes, text.tensor + regions.tensor + 1)
         start = lengths.starts
         text_position, region_row = text.positions(), regions.rows()
+        # Regions have no order: all of a row share the position after its text, and [END] has the next one
+        # (paper, section 3.2). The largest position is therefore that of the text length plus 1, whatever the
+        # number of regions.
         positions = torch.cat([text_position, text.tensor[region_row], text.tensor + 1]) + first_position
         return cls(
             lengths=lengths,
@@ -50,6 +59,7 @@ class Packing:
 
     def pack(self, values: Tensor) -> Tensor:
         """Permutes (S, H) from the order text, regions, end to packed rows."""
+        # The three index lists are a permutation of 0 .. S - 1, so that every row of the empty tensor is written.
         slots = torch.cat([self.text, self.regions, self.end])
         return torch.empty_like(values).index_copy(0, slots, values)
 

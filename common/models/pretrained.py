@@ -23,8 +23,8 @@ from common.models.visual_linguistic_bert import VisualLinguisticBert
 
 logger = logging.getLogger(__name__)
 
-
 Weights = dict[str, Tensor]
+"""Tensors by name, as a file spells it."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ def read_weights(path: str | Path, key: str = "") -> dict[str, Any]:
         raise CheckpointError(f"{named}: no such file; give the path of a weight file or checkpoint")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # about pickles of other programs, which are rejected below
+            # About pickles of other programs, which are rejected below.
+            warnings.simplefilter("ignore", UserWarning)
+            # mmap: a rank reads only the tensors that it copies, and the page cache is shared between ranks.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if _is_pickle(path) and re.search(r"(?i)unsupported (global|class|operand)", str(error)):
@@ -119,6 +119,7 @@ def weights_of(content: Mapping[str, Any], source: str) -> Weights:
 @torch.no_grad()
 def _copy(model: nn.Module, values: Mapping[str, Tensor], source: str, names: OfficialNames) -> None:
     """Copies tensors into the model, all or none. Half precision is converted."""
+    # Check every shape first: a model that is half loaded would look like a random one.
     state = model.state_dict()
     wrong = [
         f"{names.official(name)} is {tuple(value.shape)} in the file and {tuple(state[name].shape)} here"
@@ -238,6 +239,7 @@ def load_language_model(
     """
     state = model.state_dict()
     values = {language_name(name): value for name, value in weights.items()}
+    # The decoder is tied to the word embeddings. Where a file has both, the decoder counts, as in the reference.
     if DECODER in values and any(name.startswith("mlm_head.") for name in state):
         values[WORD_TABLE] = values.pop(DECODER)
     types = "token_type_embeddings.weight"
@@ -246,6 +248,7 @@ def load_language_model(
     shared = {name: value for name, value in values.items() if name in state}
     if not shared:
         raise CheckpointError(f"{source}: none of its names is one of a BERT file ({some(list(weights))})")
+    # Without these, a file would silently leave a part random. Pooler and relationship head are optional, but whole.
     required = ["embedding_LayerNorm.", "encoder.", "word_embeddings.", "position_embeddings.", "mlm_head."]
     required += [part for part in ("pooler.", "relationsip_head.") if any(k.startswith(part) for k in shared)]
     missing = [name for name in state if name not in shared]

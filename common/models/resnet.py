@@ -193,7 +193,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps (N, 3, H, W) to (N, out_channels, H / 16, W / 16), rounded up."""
-        for x in self.stages(images):  # noqa: B007 - earlier stages are freed as soon as possible
+        for x in self.stages(images):  # noqa: B007 - frees earlier stages as soon as possible
             pass
         return x
 

@@ -1,7 +1,7 @@
 """The base of all task models: region branch and joint transformer; see `docs/model.md`.
 
-Shapes: B images, K boxes of all images, Q text sequences, T tokens, R regions of all sequences, D visual width, H
-hidden width.
+Shapes: B images, K boxes of all images, Q text sequences, T tokens, R regions of all sequences, D visual width,
+H hidden width.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class VisualLinguisticModel(nn.Module):
         text = batch.text
         if features is None:
             return torch.zeros(1, self.vlbert.visual_size, device=text.ids.device), torch.zeros_like(text.ids)
+        # From tokens to sequences to images. Tags count boxes within an image, rows of the table count them all.
         token_image = text.per_image.rows()[text.lengths.rows()]
         return features.embeddings, batch.num_boxes.starts[token_image] + text.tags
 
@@ -60,6 +61,7 @@ class VisualLinguisticModel(nn.Module):
             return self.no_regions(batch)
         sequences = batch.text.per_image
         lengths = batch.num_boxes.repeat(sequences)
+        # Every choice of a VCR question attends to all boxes of its image, whose features are computed once.
         first = batch.num_boxes.starts[sequences.rows()]
         return lengths, first[lengths.rows()] + lengths.positions()
 
@@ -95,13 +97,7 @@ class VisualLinguisticModel(nn.Module):
         assert batch.box_classes is not None
         return table(batch.box_classes[region_box].clamp(0, table.num_embeddings - 1))  # type: ignore[no-any-return]
 
-    def encode(
-        self,
-        batch: Batch,
-        features: RegionFeatures | None,
-        *,
-        kernel: Kernel = "auto",
-    ) -> Encoded:
+    def encode(self, batch: Batch, features: RegionFeatures | None, *, kernel: Kernel = "auto") -> Encoded:
         """Encodes every text sequence with the regions of its image."""
         self._check_lengths(batch)
         visual, text_visual = self.text_visual(batch, features)
