@@ -147,8 +147,7 @@ class VisualLinguisticBert(nn.Module):
             self.special_word_embeddings = nn.Embedding(NUM_SPECIAL_WORDS, hidden_size)
             self.word_embeddings.requires_grad_(False)
         init_bert_weights(self, config.initializer_range)
-        # The LayerNorm weight takes the role of the scale. The default of 0 hides the image at first, so that
-        # training starts from what BERT computes for the text alone.
+        # The LayerNorm weight takes the role of the scale. With the default of 0, the visual embedding starts as zero.
         if self.visual_ln_text is not None and self.visual_ln_object is not None:
             nn.init.constant_(self.visual_ln_text.weight, config.visual_scale_text_init)
             nn.init.constant_(self.visual_ln_object.weight, config.visual_scale_object_init)
