@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -91,16 +92,24 @@ class CommandWorld:
     def train(self, *changes: str, flags: tuple[str, ...] = (), cfg: Path | None = None) -> int:
         argv = ["--cfg", str(cfg or self.cfg), "--model-dir", str(self.out), *flags]
         argv += self.settings(list(changes))
-        return run(lambda: train_net(train_parser("").parse_args(argv), self.task))
+        with self.working_directory():
+            return run(lambda: train_net(train_parser("").parse_args(argv), self.task))
 
     def evaluate(self, command: str, *flags: str, changes: tuple[str, ...] = ()) -> int:
         return self.command(command, "--result-path", str(self.out / "results"), *flags, changes=changes)
 
     def command(self, name: str, *flags: str, changes: tuple[str, ...] = ()) -> int:
         argv = [name, *flags, *self.settings(list(changes))]
-        with pytest.MonkeyPatch.context() as patch:
+        with self.working_directory() as patch:
             patch.setattr(sys, "argv", argv)
             return run(self.commands[name])
+
+    @contextmanager
+    def working_directory(self) -> Iterator[pytest.MonkeyPatch]:
+        """Runs commands in the folder of this world, so that they never find what a former run left in ./output."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.out.parent)
+            yield patch
 
     def checkpoint(self) -> Path:
         """The best checkpoint of a training run."""
