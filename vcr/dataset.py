@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product, starmap
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from torch import Tensor
 
 from common.batch import Batch, Sample, stacked
@@ -40,12 +42,6 @@ from vcr.text import (
 NUM_CHOICES = 4
 
 
-def _check_class(name: str) -> str:
-    if CLASS_INDEX.get(name, 0) == 0:
-        raise ValueError(f'"{name}" is not one of the 80 object classes')
-    return name
-
-
 Reference = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Words = Annotated[list[str | Reference], Field(min_length=1)]
 Choices = Annotated[list[Words], Field(min_length=NUM_CHOICES, max_length=NUM_CHOICES)]
@@ -61,7 +57,7 @@ class VCRRecord(BaseModel):
     annot_id: str
     img_fn: str
     metadata_fn: str
-    objects: list[Annotated[str, AfterValidator(_check_class)]]
+    objects: list[str]
     question: Words
     answer_choices: Choices
     rationale_choices: Choices | None = None
@@ -120,6 +116,7 @@ class VCRPreprocessor:
         self._network = config.NETWORK
         self._scales = config.SCALES
         self._tokenizer = tokenizer
+        self._cls_id, self._sep_id = tokenizer.cls_id, tokenizer.sep_id
         self._truncate = truncate
 
     def __call__(
@@ -144,37 +141,38 @@ class VCRPreprocessor:
             flipped: whether the image is flipped horizontally.
             label: () int64 index of the right choice.
         """
-        visible = self.visible_objects(record)
-        size = (self._data.MASK_SIZE, self._data.MASK_SIZE)
-        boxes: list[Sequence[float]] = [metadata.boxes[i][:4] for i in visible]
-        classes = [CLASS_INDEX.get(record.objects[i], 0) for i in visible]
-        masks = [instance_mask(metadata.segms[i], metadata.boxes[i], size) for i in visible]
+        mask_size = (self._data.MASK_SIZE, self._data.MASK_SIZE)
+        boxes: list[Sequence[float]] = []
+        classes: list[int] = []
+        masks: list[NDArray[np.bool_]] = []
         if self._data.ADD_IMAGE_AS_A_BOX:
-            boxes.insert(0, image.whole_box)
-            classes.insert(0, 0)
-            masks.insert(0, np.ones(size, dtype=np.bool_))
+            boxes.append(image.whole_box)
+            classes.append(0)
+            masks.append(np.ones(mask_size, dtype=np.bool_))
+        for i in self.visible_objects(record):
+            boxes.append(metadata.boxes[i][:4])
+            # The objects of a prediction may have no known class.
+            classes.append(CLASS_INDEX.get(record.objects[i], 0))
+            masks.append(instance_mask(metadata.segms[i], metadata.boxes[i], mask_size))
         if not boxes:
             raise DataError("no object is visible, and DATASET.ADD_IMAGE_AS_A_BOX is off")
         box_masks = torch.from_numpy(np.stack(masks))
-        conditions, choices = self.texts(record, name_offset)
+        assemble = partial(
+            assemble_text,
+            cls_id=self._cls_id,
+            sep_id=self._sep_id,
+            answer_first=self._network.ANSWER_FIRST,
+            one_sentence=self._network.QA_ONE_SENT,
+        )
+        # Ordered by condition, then by choice, as `VCRBatch` expects.
+        texts = list(starmap(assemble, product(*self.texts(record, name_offset))))
         return build_sample(
             VCRSample,
             index,
             record.annot_id,
             image,
             torch.tensor(boxes, dtype=torch.float32),
-            [
-                assemble_text(
-                    condition,
-                    choice,
-                    cls_id=self._tokenizer.cls_id,
-                    sep_id=self._tokenizer.sep_id,
-                    answer_first=self._network.ANSWER_FIRST,
-                    one_sentence=self._network.QA_ONE_SENT,
-                )
-                for condition in conditions
-                for choice in choices
-            ],
+            texts,
             flipped=flipped,
             # As in the reference, images are padded to the maximum size of their orientation.
             padded_size=vcr_padded_size(*image.size, self._scales),
@@ -193,10 +191,10 @@ class VCRPreprocessor:
         plain_tag = 0 if self._data.ADD_IMAGE_AS_A_BOX else -1
         mentions = name_objects(record.objects, self.visible_objects(record), name_offset, plain_tag + 1)
         choices = record.rationale_choices if self._data.TASK == "QA2R" else None
-        question, *tokens = (
+        question, *tokens = [
             tokenize_words(words, mentions, self._tokenizer, plain_tag=plain_tag)
             for words in (record.question, *record.answer_choices, *(choices or ()))
-        )
+        ]
         answers, rationales = tokens[: len(record.answer_choices)], tokens[len(record.answer_choices) :]
         if self._data.TASK == "Q2A":
             length, lengths = answer_lengths(len(question.ids), [len(answer.ids) for answer in answers])
@@ -301,6 +299,11 @@ class VCRDataset(VisualLinguisticDataset[VCRSample]):
         names = ["answer"] if self._task == "Q2A" else ["answer", "rationale"]
         required = [f"{name}_choices" for name in names]
         required += [f"{name}_label" for name in names if self._split != "test"]
+        for i, name in enumerate(record.objects):
+            if CLASS_INDEX.get(name, 0) == 0:
+                raise DataError(
+                    f'{self.records.where(index)}: objects.{i}: "{name}" is not one of the 80 object classes'
+                )
         missing = [name for name in required if getattr(record, name) is None]
         if missing:
             raise DataError(f"{self.records.where(index)}: {missing[0]}: Field required")

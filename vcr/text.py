@@ -163,9 +163,9 @@ def assemble_text(
     """
     assert not (answer_first and one_sentence), "excluded by the configuration"
     first, second = (answer, question) if answer_first else (question, answer)
-    separator = () if one_sentence else (sep_id,)
-    ids = (cls_id, *first.ids, *separator, *second.ids, sep_id)
-    tags = (0, *first.tags, *(0 for _ in separator), *second.tags, 0)
+    separators = 0 if one_sentence else 1
+    ids = (cls_id, *first.ids, *[sep_id] * separators, *second.ids, sep_id)
+    tags = (0, *first.tags, *[0] * separators, *second.tags, 0)
     types = np.zeros(len(ids), dtype=np.int64)
     if not one_sentence:
         types[len(first.ids) + 2 :] = 1

@@ -101,8 +101,8 @@ def target_size(width: int, height: int, scales: Sequence[int]) -> tuple[int, in
 
 def compute_im_info(original: tuple[int, int], resized: tuple[int, int]) -> Tensor:
     """Returns `im_info`: (4,) float32 resized width and height, and their ratios to the original ones."""
-    ratios = (new / old for new, old in zip(resized, original, strict=True))
-    return torch.tensor([*resized, *ratios], dtype=torch.float32)
+    (width, height), (old_width, old_height) = resized, original
+    return torch.tensor([width, height, width / old_width, height / old_height], dtype=torch.float32)
 
 
 def vcr_padded_size(width: int, height: int, scales: Sequence[int]) -> tuple[int, int]:

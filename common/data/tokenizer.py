@@ -9,6 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +169,7 @@ class Tokenizer:
 
     def basic(self, text: str) -> list[str]:
         """Splits text into words at spaces and around punctuation and CJK characters, and drops control characters."""
-        words = text.translate(self._clean).split()
-        return [part for word in words for part in self._split_word(word)]
+        return list(chain.from_iterable(map(self._split_word, text.translate(self._clean).split())))
 
     def tokenize(self, text: str) -> list[str]:
         """Returns the word pieces."""
@@ -177,7 +177,10 @@ class Tokenizer:
 
     def ids(self, text: str) -> list[int]:
         """Returns the ids of the word pieces."""
-        return [piece_id for word in self.basic(text) for piece_id in self._pieces(word)[1]]
+        ids: list[int] = []
+        for word in self.basic(text):
+            ids += self._pieces(word)[1]
+        return ids
 
     def swap_left_right(self, ids: Sequence[int]) -> list[int]:
         """Swaps the pieces `left` and `right`, for a flipped image."""

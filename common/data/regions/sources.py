@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from common.data.images import clip_boxes
 from common.data.regions.json_format import decode_regions
 from common.data.regions.packed_format import PackedRegions, is_packed_file
 from common.data.regions.types import Regions
-from common.data.storage.store import Store, parse_model, split_archive, without_mark
+from common.data.storage.store import Store, parse_model, split_archive
 from common.errors import DataError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -296,7 +297,7 @@ class RegionSource:
             self._path = f"{path}@" if is_archive else path
             self._store.check(self._path)
             return
-        data = without_mark(self._store.read(path))
+        data = self._store.read(path).removeprefix(codecs.BOM_UTF8)
         detections = re.match(rb"\s*\[\s*\{", data) is not None
         annotations = not detections and re.search(rb'"annotations"\s*:', data) is not None
         if detections or annotations:
@@ -338,7 +339,8 @@ class RegionSource:
             )
         for path in (f"{self._path}/{one}.json" for one in keys):
             if (data := self._store.read_if_there(path)) is not None:
-                return parse_boxes(_parse_json(without_mark(data), path), path, feature_dim)
+                data = data.removeprefix(codecs.BOM_UTF8)
+                return parse_boxes(_parse_json(data, path), path, feature_dim)
         raise DataError(f"{self._path}: has no {' or '.join(f'{one}.json' for one in keys)} for {name}")
 
 

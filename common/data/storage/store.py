@@ -38,15 +38,10 @@ def split_archive(path: str) -> tuple[str, str] | None:
     return (f"{archive}.zip", member.strip("/")) if mark else None
 
 
-def without_mark(data: bytes) -> bytes:
-    """Removes the byte order mark of UTF-8 text."""
-    return data.removeprefix(codecs.BOM_UTF8)
-
-
 def parse_json(data: bytes, where: str) -> Any:
     """Parses UTF-8 json. `where` is the source, for messages."""
     try:
-        return orjson.loads(without_mark(data))
+        return orjson.loads(data.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError as error:
         found = str(error) if data.strip() else "it is empty"
         raise DataError(f"{where}: expected json in UTF-8, but {found}") from error
@@ -55,7 +50,7 @@ def parse_json(data: bytes, where: str) -> Any:
 def parse_model(model: type[ModelT], data: bytes, where: str) -> ModelT:
     """Parses json into a pydantic model. `where` is the source, for messages."""
     try:
-        return model.model_validate_json(without_mark(data))
+        return model.model_validate_json(data.removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
         raise _not_a_model(error, data, where) from error
 
