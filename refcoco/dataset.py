@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,8 @@ from common.config.fields import Split
 from common.data.coco import BoxTable, CocoIndex
 from common.data.dataset import VisualLinguisticDataset
 from common.data.images import PreparedImage, read_image, resize_boxes
-from common.data.regions.reader import RegionStore
+from common.data.regions.reader import RegionStore, prepend_image_box
+from common.data.regions.types import Regions
 from common.data.samplers import aspect_groups
 from common.data.samples import build_sample
 from common.data.storage.store import Store
@@ -44,7 +45,7 @@ UNKNOWN_REGION = -1
 
 @dataclass(frozen=True, kw_only=True)
 class RefCOCOSample(Sample):
-    """One expression.
+    """One expression. A prediction has none of the fields of the dataset.
 
     Attributes:
         label: (n,) float32, 1 for boxes that match the target, else 0; None in test mode.
@@ -54,11 +55,11 @@ class RefCOCOSample(Sample):
         target_region: () int64 index in `boxes` of the annotated box itself; -1 if it is not a candidate.
     """
 
-    label: Tensor | None
-    ref_id: Tensor
-    sent_id: Tensor
-    target: Tensor
-    target_region: Tensor
+    label: Tensor | None = None
+    ref_id: Tensor | None = None
+    sent_id: Tensor | None = None
+    target: Tensor | None = None
+    target_region: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,46 @@ class RefCOCOBatch(Batch):
     target_region: Tensor = stacked()
 
 
+class RefCOCOPreprocessor:
+    """Turns an image, an expression and candidate regions into a sample; for datasets and predictions.
+
+    Args:
+        config: the experiment.
+        tokenizer: BERT's tokenizer.
+    """
+
+    def __init__(self, config: RefCOCOConfig, tokenizer: Tokenizer) -> None:
+        self._adds_image_box = config.DATASET.ADD_IMAGE_AS_A_BOX
+        self._tokenizer = tokenizer
+
+    def __call__(
+        self,
+        index: int,
+        record_id: str,
+        image: PreparedImage,
+        expression: str,
+        regions: Regions,
+        *,
+        flipped: bool = False,
+    ) -> RefCOCOSample:
+        """Builds the sample of an expression, without labels.
+
+        Args:
+            index: index of the item.
+            record_id: name of the expression.
+            image: the image, flipped if `flipped`.
+            expression: the expression. In a flipped image, left and right are swapped.
+            regions: candidates in original pixels, not flipped. With `ADD_IMAGE_AS_A_BOX` the whole image is added.
+            flipped: whether the image is flipped horizontally.
+        """
+        boxes, _ = prepend_image_box(regions, image, add=self._adds_image_box)
+        pieces = self._tokenizer.ids(expression)
+        if flipped:
+            pieces = self._tokenizer.swap_left_right(pieces)
+        text = TextSequence.plain([self._tokenizer.cls_id, *pieces, self._tokenizer.sep_id])
+        return build_sample(RefCOCOSample, index, record_id, image, boxes, [text], flipped=flipped)
+
+
 class RefCOCODataset(VisualLinguisticDataset[RefCOCOSample]):
     """The expressions of some splits of RefCOCO, RefCOCO+ or RefCOCOg.
 
@@ -92,6 +133,7 @@ class RefCOCODataset(VisualLinguisticDataset[RefCOCOSample]):
         tokenizer: BERT's tokenizer.
 
     Attributes:
+        preprocessor: turns records into samples.
         expressions: the expressions.
 
     Raises:
@@ -104,10 +146,11 @@ class RefCOCODataset(VisualLinguisticDataset[RefCOCOSample]):
     def __init__(self, config: RefCOCOConfig, split: Split, tokenizer: Tokenizer) -> None:
         data = config.DATASET
         super().__init__(seed=config.RNG_SEED, on_bad_data=data.ON_BAD_DATA if split == "train" else "raise")
+        self.preprocessor = RefCOCOPreprocessor(config, tokenizer)
         self._split = split
         self._scales = config.SCALES
         self._flip_prob = config.loop(split).FLIP_PROB
-        self._adds_image_box = data.ADD_IMAGE_AS_A_BOX
+        self._image_boxes = int(data.ADD_IMAGE_AS_A_BOX)
         self._uses_annotated = "gt" in data.boxes(split)
         root = Path(data.DATASET_PATH)
         self._images = str(root / (f"{IMAGES}.zip@/{IMAGES}" if data.ZIP_MODE else IMAGES))
@@ -117,23 +160,19 @@ class RefCOCODataset(VisualLinguisticDataset[RefCOCOSample]):
         key = f"DATASET.{split.upper()}_IMAGE_SET"
         self.expressions = read_expressions(refs, data.image_set(split), key)
         self._coco = CocoIndex(str(root / f"annotations/instances_{IMAGES}.json"))
-        self._tokenizer = tokenizer
 
-        # Targets and tokens are checked and kept for all expressions, since both are small.
+        # Targets are read and texts are checked here, so that errors show before training.
         instances = CocoIndex(str(folder / "instances.json"))
-        targets, tokens = [], []
+        targets = []
         for expression in self.expressions:
             try:
                 self._coco.size(expression.image_id)
                 targets.append(instances.box(expression.annotation_id))
             except DataError as error:
                 raise DataError(f"{refs}: {expression.name}: {error}") from error
-            tokens.append(tokenizer.ids(expression.text))
-            if not tokens[-1]:
+            if not tokenizer.ids(expression.text):
                 raise DataError(f"{refs}: {expression.name}: the expression is empty")
         self._targets = _to_corners(np.stack(targets))
-        self._token_ids = np.concatenate([np.array(ids, dtype=np.int32) for ids in tokens])
-        self._token_starts = np.cumsum([0, *map(len, tokens)])
 
         self._detections: BoxTable | None = None
         self._regions: RegionStore | None = None
@@ -167,24 +206,16 @@ class RefCOCODataset(VisualLinguisticDataset[RefCOCOSample]):
             flipped=flipped,
             original=self._coco.size(expression.image_id),
         )
-        boxes, target_region = self._candidates(expression, image)
+        regions, target_region = self._candidates(expression, image)
+        sample = self.preprocessor(index, expression.name, image, expression.text, regions, flipped=flipped)
         target = self._targets[index]
         label = None
         if self._split != "test":
             # As in the reference, IoU is computed on resized boxes.
-            resized = resize_boxes(torch.cat([target[None], boxes]), image.im_info, flipped=flipped)
-            label = (pairwise_iou(resized[1:], resized[:1])[:, 0] > POSITIVE_IOU).float()
-        ids = self._token_ids[self._token_starts[index] : self._token_starts[index + 1]].tolist()
-        # In a flipped image, left and right are swapped.
-        pieces = self._tokenizer.swap_left_right(ids) if flipped else ids
-        return build_sample(
-            RefCOCOSample,
-            index,
-            expression.name,
-            image,
-            boxes,
-            [TextSequence.plain([self._tokenizer.cls_id, *pieces, self._tokenizer.sep_id])],
-            flipped=flipped,
+            resized = resize_boxes(target[None], image.im_info, flipped=flipped)
+            label = (pairwise_iou(sample.boxes, resized)[:, 0] > POSITIVE_IOU).float()
+        return replace(
+            sample,
             label=label,
             ref_id=torch.tensor(expression.ref_id),
             sent_id=torch.tensor(expression.sent_id),
@@ -192,12 +223,12 @@ class RefCOCODataset(VisualLinguisticDataset[RefCOCOSample]):
             target_region=torch.tensor(target_region),
         )
 
-    def _candidates(self, expression: Expression, image: PreparedImage) -> tuple[Tensor, int]:
-        """Returns (n, 4) float32 boxes in original pixels, and the index of the target's annotation among them."""
+    def _candidates(self, expression: Expression, image: PreparedImage) -> tuple[Regions, int]:
+        """Returns detected and annotated boxes, and the index of the target's annotation among all candidates."""
         image_id = expression.image_id
-        detected = torch.zeros(0, 4)
+        boxes = torch.zeros(0, 4)
         if self._detections is not None:
-            detected = _to_corners(self._detections.boxes(image_id))
+            boxes = _to_corners(self._detections.boxes(image_id))
         elif self._regions is not None:
             regions = self._regions.read(image_id, features=False)
             if regions.image_size not in (None, image.original):
@@ -205,20 +236,15 @@ class RefCOCODataset(VisualLinguisticDataset[RefCOCOSample]):
                     f"the regions of image {image_id} are for an image of {regions.image_size}, but COCO says "
                     f"{image.original} (width, height)"
                 )
-            detected = regions.boxes
-        parts = [torch.tensor([image.whole_box], dtype=torch.float32)] if self._adds_image_box else []
-        parts.append(detected)
+            boxes = regions.boxes
         target_region = UNKNOWN_REGION
         # A training image without detections keeps the annotated boxes: otherwise no box would be positive.
-        if self._uses_annotated or (self._split == "train" and not len(detected)):
+        if self._uses_annotated or (self._split == "train" and not len(boxes)):
             matches = np.flatnonzero(self._coco.annotation_ids(image_id) == expression.annotation_id)
             if len(matches):
-                target_region = sum(map(len, parts)) + int(matches[0])
-            parts.append(_to_corners(self._coco.boxes(image_id)))
-        boxes = torch.cat(parts)
-        if not len(boxes):
-            raise DataError("the image has no candidate box, and DATASET.ADD_IMAGE_AS_A_BOX is off")
-        return boxes, target_region
+                target_region = self._image_boxes + len(boxes) + int(matches[0])
+            boxes = torch.cat([boxes, _to_corners(self._coco.boxes(image_id))])
+        return Regions(boxes), target_region
 
     def _warn_about_missing(self, detections: BoxTable, path: Path) -> None:
         images = dict.fromkeys(expression.image_id for expression in self.expressions)

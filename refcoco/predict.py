@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from common.batch import Batch
+from common.batch import Batch, Sample
 from common.cli.predict import PredictionView, parse_predict_args, predict_main, predict_parser
 from common.cli.run import run
 from common.data.images import ImageSource
@@ -18,6 +18,7 @@ from common.inference.predictor import Predictor
 from common.inference.queries import BoxSource, ImageWithRegions, Query
 from common.models.packing import argmax_per_row
 from common.training.task import AnyTask
+from refcoco.dataset import RefCOCOPreprocessor
 from refcoco.model import RefCOCOOutputs
 from refcoco.task import RefCOCOTask
 
@@ -43,10 +44,18 @@ class RefCOCOPredictor(Predictor[Query, Grounding]):
     """Finds the region that an expression refers to."""
 
     task_class: ClassVar[type[AnyTask]] = RefCOCOTask
+    task: RefCOCOTask
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._preprocessor = RefCOCOPreprocessor(self.task.config, self.tokenizer)
 
     def predict(self, image: ImageSource, expression: str, boxes: BoxSource | None = None) -> Grounding:
         """Returns the best region; see `Query`."""
         return self.predict_batch([Query(image, expression, boxes)])[0]
+
+    def sample(self, index: int, image: ImageWithRegions, query: Query) -> Sample:
+        return self._preprocessor(index, image.name, image.prepared, query.text, image.regions)
 
     def predictions(
         self, outputs: RefCOCOOutputs, batch: Batch, images: Sequence[ImageWithRegions]

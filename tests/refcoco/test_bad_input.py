@@ -161,7 +161,7 @@ CASES = [
         train("DATASET.VAL_BOXES=proposal", "DATASET.ADD_IMAGE_AS_A_BOX=false",
               corrupt=overwrite(lambda w: w.detections, "[]")),
         FAILED,
-        r"sentence \d+ of ref \d+.*no candidate box, and DATASET.ADD_IMAGE_AS_A_BOX is off",
+        r"sentence \d+ of ref \d+.*the image has no regions, and DATASET.ADD_IMAGE_AS_A_BOX is off",
     ),
     Case("box outside the picture", train(corrupt=lambda w: target_box(w, [5000, 5000, 9, 9])), OK),
     Case("zero-area box", train(corrupt=lambda w: target_box(w, [5, 5, 0, 0])), OK),
