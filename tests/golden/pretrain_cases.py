@@ -100,7 +100,7 @@ def run_joint(case: Case, report: Report) -> None:
     task.build_datasets = lambda split: datasets
     loader = build_dataloader(task, split)
     report.equal("len(loader)", len(loader), document["len_loader"])
-    report.equal("lengths", [len(part) for part in loader.batch_sampler.parts], document["lens"])
+    report.equal("lengths", [len(part) for part in loader.batch_sampler.samplers], document["lens"])
     for epoch in range(document["epochs"]):
         loader.batch_sampler.set_epoch(epoch)
         batches = iter(loader)
